@@ -1,0 +1,120 @@
+#include "cpu/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+namespace groupconv::cpu {
+namespace {
+
+struct Candidate {
+  const KernelTable* table;
+  bool (*runs_here)();
+};
+
+#if defined(GROUPCONV_X86)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+// Best first.
+const Candidate candidates[] = {
+#if defined(GROUPCONV_X86)
+    {&avx512_kernels, has_avx512},
+    {&avx2_kernels, has_avx2},
+#endif
+    {&scalar_kernels, [] { return true; }},
+};
+
+struct Choice {
+  const KernelTable* table = nullptr;
+  std::string reason;
+};
+
+Choice named(const std::string& name, const std::string& who) {
+  std::string built;
+  for (const Candidate& candidate : candidates) {
+    if (name == candidate.table->isa) {
+      if (candidate.runs_here()) return {candidate.table, "asked for by " + who};
+      return {nullptr, who + " asks for '" + name + "', which this processor does not have"};
+    }
+    built += std::string(built.empty() ? "" : ", ") + candidate.table->isa;
+  }
+  return {nullptr, who + " asks for '" + name + "', which is not among those built: " + built};
+}
+
+Choice choose() {
+  if (const char* name = std::getenv("GROUPCONV_ISA"); name && *name) return named(name, "GROUPCONV_ISA");
+  for (const Candidate& candidate : candidates) {
+    if (candidate.runs_here()) return {candidate.table, "the best one built that this processor has"};
+  }
+  return {nullptr, "no kernels were built"};
+}
+
+std::mutex choice_mutex;
+std::atomic<const KernelTable*> active{nullptr};
+std::string& active_reason() {
+  static std::string reason;
+  return reason;
+}
+
+void activate_choice(const Choice& choice) {
+  active_reason() = choice.reason;
+  active.store(choice.table, std::memory_order_release);
+}
+
+}  // namespace
+
+const KernelTable& kernels() {
+  if (const KernelTable* table = active.load(std::memory_order_acquire)) return *table;
+  const std::lock_guard lock(choice_mutex);
+  if (!active.load()) activate_choice(choose());
+  if (const KernelTable* table = active.load()) return *table;
+  throw std::runtime_error("groupconv_ext: " + active_reason());
+}
+
+}  // namespace groupconv::cpu
+
+using namespace groupconv::cpu;
+
+const char* groupconv_isa_name() {
+  try {
+    return kernels().isa;
+  } catch (const std::runtime_error&) {
+    return "";
+  }
+}
+
+const char* groupconv_isa_reason() {
+  groupconv_isa_name();
+  return active_reason().c_str();
+}
+
+int groupconv_force_isa(const char* name) {
+  const Choice choice = named(name, "force_isa");
+  if (!choice.table) return -1;
+  const std::lock_guard lock(choice_mutex);
+  activate_choice(choice);
+  return 0;
+}
+
+const char* groupconv_kernel_list() {
+  static const std::string list = [] {
+    std::string lines;
+    for (const Candidate& candidate : candidates) {
+      for (const char* family : {"convolve", "weight_grad"}) {
+        for (const char* dtype : {"float32", "float64", "bfloat16"}) {
+          lines += std::string(candidate.table->isa) + " " + family + " " + dtype + "\n";
+        }
+      }
+    }
+    return lines;
+  }();
+  return list.c_str();
+}

@@ -1,0 +1,20 @@
+// Instantiates every kernel family for the instruction set that this file is compiled for.
+#pragma once
+
+#include "cpu/convolve.h"
+#include "cpu/dispatch.h"
+#include "cpu/peak.h"
+#include "cpu/weight_grad.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class Stored>
+constexpr TypedKernels<Stored> typed_kernels{convolve<Stored>, weight_grad<Stored>};
+
+constexpr KernelTable table_for(const char* isa) {
+  return {isa, typed_kernels<float>, typed_kernels<double>, typed_kernels<BFloat16>, fma_peak};
+}
+
+}  // namespace
+}  // namespace groupconv::cpu

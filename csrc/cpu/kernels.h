@@ -1,0 +1,79 @@
+// The table of kernels that every instruction set offers, and the plain-data problems they take.
+// Shared by the code that is compiled for every processor and the code compiled for one.
+#pragma once
+
+#include <cstdint>
+
+#include "core/epilogue.h"
+#include "core/numeric.h"
+#include "core/partition.h"
+#include "core/problem.h"
+#include "core/sweep.h"
+#include "cpu/convert.h"
+
+namespace groupconv::cpu {
+
+// The caller's thread pool: runs body(context, 0 … items − 1), in any order, on up to `count` threads.
+struct Threads {
+  int64_t count = 1;
+  void (*run)(int64_t items, void (*body)(void* context, int64_t item), void* context) = nullptr;
+};
+
+// Source rows to destination rows: the forward pass (inputs to outputs) or, with the two sides
+// exchanged, the input gradient (outputs to inputs).
+template <class Stored>
+struct ConvolveProblem {
+  using Compute = compute_t<Stored>;
+
+  Image<const Stored> source;
+  Image<Stored> dest;
+  Image<const Stored> residual;  // data == nullptr: none; otherwise it has dest's strides
+  const Compute* weight = nullptr;
+  const Compute* bias = nullptr;  // one per destination channel, or null
+  const PartitionView* partition = nullptr;
+  bool transposed = false;  // input gradient
+  int64_t window_area = 1;
+  const Sweep* sweep = nullptr;
+  Activation activation = Activation::none;
+  Threads threads;
+};
+
+// weight_grad has `slices` copies of the packed gradient, zeroed; the caller adds them up in order.
+template <class Stored>
+struct WeightGradProblem {
+  Image<const Stored> input;
+  Image<const Stored> grad;
+  compute_t<Stored>* weight_grad = nullptr;
+  int64_t slices = 1;
+  const PartitionView* partition = nullptr;
+  int64_t window_area = 1;
+  const Sweep* sweep = nullptr;  // of the forward pass
+  Threads threads;
+};
+
+template <class Stored>
+struct TypedKernels {
+  void (*convolve)(const ConvolveProblem<Stored>&);
+  void (*weight_grad)(const WeightGradProblem<Stored>&);
+};
+
+struct KernelTable {
+  const char* isa;
+  TypedKernels<float> f32;
+  TypedKernels<double> f64;
+  TypedKernels<BFloat16> bf16;
+  // Multiply-adds of independent float32 sums for about `seconds`; returns GFLOP/s.
+  double (*fma_peak)(double seconds);
+};
+
+template <class Stored>
+const TypedKernels<Stored>& typed(const KernelTable& table) {
+  if constexpr (__is_same(Stored, float))
+    return table.f32;
+  else if constexpr (__is_same(Stored, double))
+    return table.f64;
+  else
+    return table.bf16;
+}
+
+}  // namespace groupconv::cpu

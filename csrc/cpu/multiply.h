@@ -1,0 +1,266 @@
+// multiply_rows: dest[r][q] = bias[r] + Σ_j weight[r][j] · source[j][q], the heart of every forward
+// pass and input gradient.
+//
+// Rows are given as pointers, so a channel permutation costs nothing: it is only the order of the
+// pointers. A K×K window costs nothing either: each tap is one more row, the same memory shifted.
+//
+// Tile: R destination rows × V vectors of pixels in registers. Each step loads V vectors of one source
+// row and broadcasts R weights: V + R loads for R · V multiply-adds. With 32 registers the tile is 8 × 3
+// (24 sums, 3 sources, 1 weight), with 16 it is 4 × 3 (12 + 3 + 1). A weight is read where it lies, so
+// forward (rows in_g apart) and input gradient (rows 1 apart) need no packing and no transposing.
+// Pixels are the outer loop: the tile of source rows stays in L1 while all destination rows pass over it.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class T>
+struct MultiplyJob {
+  const T* const* sources;  // [depth] rows, at the tile's first pixel
+  const int64_t* steps;     // [depth] distance of source j's weight from a row's first weight
+  int64_t depth;
+  const T* weight;
+  int64_t weight_row_stride;
+  T* column;                  // [depth] scratch
+  T* const* dests;            // [rows]
+  const T* bias;              // [rows], or null
+  const T* const* residuals;  // [rows], or null
+  int64_t rows;
+  int64_t length;   // pixels
+  bool accumulate;  // add to what dests hold
+  bool clamped;
+  T low, high;
+};
+
+constexpr int max_tile_rows = vector_registers == 32 ? 8 : 4;
+
+// Registers: R · V sums, V sources, one weight.
+constexpr int tile_vectors(int rows) {
+  const int fit = (vector_registers - 1) / (rows + 1);
+  return fit < 8 ? fit : 8;
+}
+
+// A tile is narrow and its rows lie far apart, so the hardware does not guess where the next one is.
+template <class T, int V>
+GROUPCONV_INLINE void prefetch_next(const T* source) {
+#pragma GCC unroll 8
+  for (int v = V; v < 2 * V; ++v) __builtin_prefetch(source + v * Vec<T>::lanes);
+}
+
+template <class T, int R, int V, bool Tail>
+void multiply_tile(const MultiplyJob<T>& job, int64_t row, int64_t pixel, typename Vec<T>::Mask tail) {
+  using V_ = Vec<T>;
+  constexpr int lanes = V_::lanes;
+  const auto load = [&](const T* p, int v) GROUPCONV_INLINE_LAMBDA {
+    return Tail && v == V - 1 ? V_::load(p + v * lanes, tail) : V_::load(p + v * lanes);
+  };
+
+  V_ sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const V_ start = job.bias ? V_::broadcast(job.bias[row + r]) : zero<T>();
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sums[r][v] = start;
+  }
+
+  const T* weights[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) weights[r] = job.weight + (row + r) * job.weight_row_stride;
+
+  const int64_t depth = job.depth;
+  const T* const* sources = job.sources;
+  const int64_t* steps = job.steps;
+  for (int64_t j = 0; j < depth; ++j) {
+    const T* source = sources[j] + pixel;
+    const int64_t step = steps[j];
+    V_ x[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) x[v] = load(source, v);
+    if constexpr (!Tail) prefetch_next<T, V>(source);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V_ w = V_::broadcast(weights[r][step]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
+    }
+  }
+
+  const auto add_rows = [&](const T* const* rows) GROUPCONV_INLINE_LAMBDA {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[r][v] = sums[r][v] + load(rows[row + r] + pixel, v);
+    }
+  };
+  if (job.accumulate) add_rows(job.dests);
+  if (job.residuals) add_rows(job.residuals);
+  if (job.clamped) {
+    const V_ low = V_::broadcast(job.low), high = V_::broadcast(job.high);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[r][v] = clamp(low, high, sums[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    T* dest = job.dests[row + r] + pixel;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      if (Tail && v == V - 1) {
+        sums[r][v].store(dest + v * lanes, tail);
+      } else {
+        sums[r][v].store(dest + v * lanes);
+      }
+    }
+  }
+}
+
+// The last, partial tile of a row: as few vectors as it needs, the last one masked.
+template <class T, int R, int V = tile_vectors(R)>
+void multiply_tail(const MultiplyJob<T>& job, int64_t row, int64_t pixel) {
+  constexpr int lanes = Vec<T>::lanes;
+  const int64_t left = job.length - pixel;
+  if constexpr (V > 1) {
+    if (left <= (V - 1) * lanes) return multiply_tail<T, R, V - 1>(job, row, pixel);
+  }
+  multiply_tile<T, R, V, true>(job, row, pixel, Vec<T>::first(left - (V - 1) * lanes));
+}
+
+// R rows × the pixels [pixel, pixel + span): whole tiles first, then the tail.
+template <class T, int R>
+void multiply_span(const MultiplyJob<T>& job, int64_t row, int64_t pixel, int64_t span) {
+  constexpr int64_t width = tile_vectors(R) * Vec<T>::lanes;
+  const int64_t end = smaller(pixel + span, job.length);
+  for (; pixel + width <= end; pixel += width) {
+    multiply_tile<T, R, tile_vectors(R), false>(job, row, pixel, typename Vec<T>::Mask());
+  }
+  if (pixel < end) {
+    MultiplyJob<T> rest = job;
+    rest.length = end;
+    multiply_tail<T, R>(rest, row, pixel);
+  }
+}
+
+template <class T, int R>
+void multiply_last_rows(const MultiplyJob<T>& job, int64_t row, int64_t pixel, int64_t span) {
+  if constexpr (R > 0) {
+    if (job.rows - row == R) return multiply_span<T, R>(job, row, pixel, span);
+    multiply_last_rows<T, R - 1>(job, row, pixel, span);
+  }
+}
+
+// The few pixels beyond the last whole vector, one at a time: a masked tile would spend as much on them
+// as on a whole vector. Now lanes run over what is contiguous in the weight: over the depth in a forward
+// pass (a row of weights times a column of pixels), over the rows in an input gradient.
+template <class T>
+class ColumnMultiply {
+  using V_ = Vec<T>;
+  static constexpr int lanes = V_::lanes;
+  static constexpr int rows_at_once = 8;
+
+ public:
+  static bool suits(const MultiplyJob<T>& job, int64_t pixels) {
+    const bool depth_contiguous = job.depth > 1 && job.steps[job.depth - 1] == job.depth - 1;
+    return lanes > 1 && pixels <= lanes / 4 && job.depth >= 2 * lanes &&
+           (depth_contiguous || job.weight_row_stride == 1);
+  }
+
+  ColumnMultiply(const MultiplyJob<T>& job, int64_t pixel) : job_(job), pixel_(pixel) {
+    for (int64_t j = 0; j < job.depth; ++j) job.column[j] = job.sources[j][pixel];
+    if (job.weight_row_stride == 1) {
+      for (int64_t row = 0; row < job.rows; row += lanes) over_rows(row);
+    } else {
+      int64_t row = 0;
+      for (; row + rows_at_once <= job.rows; row += rows_at_once) over_depth<rows_at_once>(row);
+      for (; row < job.rows; ++row) over_depth<1>(row);
+    }
+  }
+
+ private:
+  template <int R>
+  void over_depth(int64_t row) const {
+    V_ sums[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sums[r] = zero<T>();
+    const T* weight = job_.weight + row * job_.weight_row_stride;
+    int64_t j = 0;
+    for (; j + lanes <= job_.depth; j += lanes) {
+      const V_ x = V_::load(job_.column + j);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        sums[r] = multiply_add(V_::load(weight + r * job_.weight_row_stride + j), x, sums[r]);
+      }
+    }
+    if (j < job_.depth) {
+      const auto mask = V_::first(job_.depth - j);
+      const V_ x = V_::load(job_.column + j, mask);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        sums[r] = multiply_add(V_::load(weight + r * job_.weight_row_stride + j, mask), x, sums[r]);
+      }
+    }
+    T totals[R];
+    sum_each<R>(sums, totals);
+    for (int r = 0; r < R; ++r) finish(row + r, totals[r]);
+  }
+
+  void over_rows(int64_t row) const {
+    const auto mask = V_::first(smaller<int64_t>(lanes, job_.rows - row));
+    V_ even = zero<T>(), odd = zero<T>();
+    int64_t j = 0;
+    for (; j + 2 <= job_.depth; j += 2) {
+      const T* weight = job_.weight + row;
+      even = multiply_add(V_::load(weight + job_.steps[j], mask), V_::broadcast(job_.column[j]), even);
+      odd = multiply_add(V_::load(weight + job_.steps[j + 1], mask), V_::broadcast(job_.column[j + 1]), odd);
+    }
+    if (j < job_.depth) {
+      even = multiply_add(V_::load(job_.weight + row + job_.steps[j], mask), V_::broadcast(job_.column[j]),
+                          even);
+    }
+    T sums[lanes];
+    (even + odd).store(sums);
+    for (int64_t r = 0; r < smaller<int64_t>(lanes, job_.rows - row); ++r) finish(row + r, sums[r]);
+  }
+
+  void finish(int64_t row, T sum) const {
+    T* dest = job_.dests[row] + pixel_;
+    if (job_.bias) sum += job_.bias[row];
+    if (job_.accumulate) sum += *dest;
+    if (job_.residuals) sum += job_.residuals[row][pixel_];
+    if (job_.clamped) {
+      sum = sum < job_.low ? job_.low : sum;  // false for NaN, which passes through
+      sum = sum > job_.high ? job_.high : sum;
+    }
+    *dest = sum;
+  }
+
+  const MultiplyJob<T>& job_;
+  int64_t pixel_;
+};
+
+template <class T>
+void multiply_rows(const MultiplyJob<T>& job) {
+  const int64_t beyond = job.length % Vec<T>::lanes;
+  if (beyond > 0 && ColumnMultiply<T>::suits(job, beyond)) {
+    MultiplyJob<T> vectors = job;
+    vectors.length -= beyond;
+    multiply_rows(vectors);
+    for (int64_t pixel = vectors.length; pixel < job.length; ++pixel) ColumnMultiply<T>(job, pixel);
+    return;
+  }
+  constexpr int64_t width = tile_vectors(max_tile_rows) * Vec<T>::lanes;
+  const int64_t full = job.rows - job.rows % max_tile_rows;
+  for (int64_t pixel = 0; full > 0 && pixel < job.length; pixel += width) {
+    for (int64_t row = 0; row < full; row += max_tile_rows) {
+      multiply_span<T, max_tile_rows>(job, row, pixel, width);
+    }
+  }
+  // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.
+  multiply_last_rows<T, max_tile_rows - 1>(job, full, 0, job.length);
+}
+
+}  // namespace
+}  // namespace groupconv::cpu

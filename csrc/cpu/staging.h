@@ -1,0 +1,361 @@
+// Between images and rows. Kernels work on rows: one channel's pixels, next to each other, in the type
+// that is computed in. An NCHW image of that type already is rows and is used where it lies; everything
+// else passes through a scratch tile that stays in cache:
+//   stage    image → rows: pads, splits a strided source into its phases, widens, transposes channels_last
+//   unstage  rows → image: residual and activation, narrows, transposes back
+// Channels are addressed one by one on the row side, so a permutation is free in both directions.
+#pragma once
+
+#include "core/problem.h"
+#include "core/sweep.h"
+#include "cpu/activation.h"
+#include "cpu/convert.h"
+#include "cpu/vec.h"
+
+namespace groupconv::cpu {
+namespace {
+
+// A rectangle of a sweep's lattice.
+struct Tile {
+  int64_t row, col, rows, cols;
+};
+
+// Rows of scratch are an odd number of cache lines apart: with a round distance all rows would compete
+// for a few sets of the L1, and walking across channels would miss on every one.
+template <class T>
+GROUPCONV_INLINE int64_t row_distance(int64_t length) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return (divide_up(length, line) | 1) * line;
+}
+
+// Shape of the scratch that one tile's source needs: one plane per phase per channel.
+struct PlaneShape {
+  int64_t rows, pitch, size;
+
+  PlaneShape(const Sweep& sweep, const Tile& tile)
+      : rows(tile.rows + sweep.halo_rows), pitch(tile.cols + sweep.halo_cols), size(rows * pitch) {}
+};
+
+// Which pixels of an image become which plane: plane p holds the source pixels
+// (first_row + row) · step + phases[p], for the tile's rows and columns.
+struct Planes {
+  int64_t first_row, first_col, step_h, step_w;
+  const Phase* phases;
+  int64_t count;
+
+  explicit Planes(const Sweep& sweep)
+      : first_row(sweep.first_row),
+        first_col(sweep.first_col),
+        step_h(sweep.source_step_h),
+        step_w(sweep.source_step_w),
+        phases(sweep.phases.data()),
+        count(static_cast<int64_t>(sweep.phases.size())) {}
+  // The lattice itself, one plane.
+  explicit Planes(const Phase& origin)
+      : first_row(0), first_col(0), step_h(1), step_w(1), phases(&origin), count(1) {}
+
+  // A tile's planes reach beyond the image.
+  bool padded(const Tile& tile, const PlaneShape& shape, int64_t height, int64_t width) const {
+    const int64_t row = first_row + tile.row, col = first_col + tile.col;
+    return row < 0 || col < 0 || (row + shape.rows) * step_h > height || (col + shape.pitch) * step_w > width;
+  }
+};
+
+// Lattice positions of a tile, counted in its flattened rows; the gap between two rows is included.
+GROUPCONV_INLINE int64_t tile_length(const Tile& tile, int64_t pitch) {
+  return (tile.rows - 1) * pitch + tile.cols;
+}
+
+constexpr int block = 8;  // channels × pixels that are transposed at a time
+
+#if defined(__AVX2__)
+GROUPCONV_INLINE __m128 load_four(const float* p) { return _mm_loadu_ps(p); }
+GROUPCONV_INLINE __m128 load_four(const BFloat16* p) {
+  const __m128i half = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
+}
+
+// Reads eight rows of eight and returns them as columns. Rows i and i + 4 meet in one register as they
+// are loaded, so only the two rounds of shuffles inside 128-bit halves are left to do.
+template <class Row>
+GROUPCONV_INLINE void load_transposed(const Row& row, __m256 (&columns)[block]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    __m256 m[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      m[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(load_four(row(i) + 4 * half)),
+                                  load_four(row(i + 4) + 4 * half), 1);
+    }
+    const __m256 low01 = _mm256_unpacklo_ps(m[0], m[1]), high01 = _mm256_unpackhi_ps(m[0], m[1]);
+    const __m256 low23 = _mm256_unpacklo_ps(m[2], m[3]), high23 = _mm256_unpackhi_ps(m[2], m[3]);
+    columns[4 * half] = _mm256_shuffle_ps(low01, low23, 0x44);
+    columns[4 * half + 1] = _mm256_shuffle_ps(low01, low23, 0xee);
+    columns[4 * half + 2] = _mm256_shuffle_ps(high01, high23, 0x44);
+    columns[4 * half + 3] = _mm256_shuffle_ps(high01, high23, 0xee);
+  }
+}
+
+template <class Stored>
+constexpr bool has_fast_block = !__is_same(Stored, double);
+
+// The first `count` lanes; a whole block for count ≥ 8.
+GROUPCONV_INLINE __m256i block_mask(int64_t count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(smaller<int64_t>(count, block))), lane);
+}
+
+// Eight channels of `count` ≤ 8 pixels; a block that is not full reads its last pixel again.
+template <class Stored>
+GROUPCONV_INLINE void stage_block(const Stored* source, int64_t pixel_stride, int64_t count, float* rows,
+                                  int64_t row_stride) {
+  __m256 m[block];
+  const int64_t last = smaller<int64_t>(count, block) - 1;
+  load_transposed([&](int64_t p) { return source + smaller(p, last) * pixel_stride; }, m);
+  if (count >= block) {
+#pragma GCC unroll 8
+    for (int c = 0; c < block; ++c) _mm256_storeu_ps(rows + c * row_stride, m[c]);
+  } else {
+    const __m256i mask = block_mask(count);
+#pragma GCC unroll 8
+    for (int c = 0; c < block; ++c) _mm256_maskstore_ps(rows + c * row_stride, mask, m[c]);
+  }
+}
+#else
+template <class Stored>
+constexpr bool has_fast_block = false;
+#endif
+
+// pixels × channels of a channels_last image, `pixel_stride` apart, to one row per channel.
+template <class Stored, class T>
+void transpose_in(const Stored* source, int64_t pixel_stride, int64_t pixels, int64_t channels, T* rows,
+                  int64_t row_stride) {
+  int64_t c = 0;
+#if defined(__AVX2__)
+  if constexpr (has_fast_block<Stored>) {
+    for (int64_t p = 0; p < pixels; p += block) {
+      for (c = 0; c + block <= channels; c += block) {
+        stage_block(source + p * pixel_stride + c, pixel_stride, pixels - p, rows + c * row_stride + p,
+                    row_stride);
+      }
+    }
+  }
+#endif
+  for (; c < channels; ++c) {
+    for (int64_t p = 0; p < pixels; ++p) rows[c * row_stride + p] = widen(source[p * pixel_stride + c]);
+  }
+}
+
+template <class T>
+GROUPCONV_INLINE void fill_zero(T* p, int64_t count) {
+  std::memset(p, 0, static_cast<size_t>(count) * sizeof(T));
+}
+
+// Rows of an image are short, often shorter than the code that a compiler makes of a plain loop likes:
+// whole vectors, then a masked one.
+template <class T, class Element>
+GROUPCONV_INLINE void for_each_vector(int64_t count, const Element& element) {
+  constexpr int lanes = Vec<T>::lanes;
+  const auto all = Vec<T>::first(lanes);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) element(i, all);
+  if (i < count) element(i, Vec<T>::first(count - i));
+}
+
+template <class Stored, class T>
+GROUPCONV_INLINE void widen_row(const Stored* from, int64_t stride, T* to, int64_t count) {
+  if constexpr (__is_same(Stored, T)) {
+    if (stride == 1) {
+      return for_each_vector<T>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
+        Vec<T>::load(from + i, mask).store(to + i, mask);
+      });
+    }
+  }
+  if (stride == 1) {
+    for (int64_t p = 0; p < count; ++p) to[p] = widen(from[p]);
+  } else if (stride == 2) {
+    for (int64_t p = 0; p < count; ++p) to[p] = widen(from[2 * p]);
+  } else {
+    for (int64_t p = 0; p < count; ++p) to[p] = widen(from[p * stride]);
+  }
+}
+
+// The part of `count` plane columns, from plane coordinate `first` on, that lies inside the image.
+struct Inside {
+  int64_t begin, end;
+
+  Inside(int64_t first, int64_t count, int64_t step, int64_t phase, int64_t size) {
+    begin = smaller(count, first * step + phase < 0 ? divide_up(-(first * step + phase), step) : 0);
+    const int64_t beyond = divide_up(size - phase, step) - first;  // may be negative
+    end = larger(begin, smaller(count, beyond));
+  }
+};
+
+// Which channels to stage: all of them in order, or a list.
+struct ChannelSet {
+  const int32_t* list;  // null: 0, 1, 2, …
+  int64_t count;
+
+  int64_t operator[](int64_t i) const { return list ? list[i] : i; }
+};
+
+// Fills scratch[i · channel_distance + plane · size + row · pitch + col] for the i-th channel of the set.
+template <class Stored, class T>
+void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, const Planes& planes,
+           const Tile& tile, const PlaneShape& shape, T* scratch, int64_t channel_distance) {
+  const int64_t first_row = planes.first_row + tile.row, first_col = planes.first_col + tile.col;
+  const int64_t pixel_stride = planes.step_w * image.stride_w;
+  const bool transposed = image.channels_last() && !channels.list;
+  if (planes.padded(tile, shape, image.height, image.width)) {
+    for (int64_t i = 0; i < channels.count; ++i) {
+      fill_zero(scratch + i * channel_distance, planes.count * shape.size);
+    }
+  }
+  for (int64_t plane = 0; plane < planes.count; ++plane) {
+    const Phase phase = planes.phases[plane];
+    const Inside cols(first_col, shape.pitch, planes.step_w, phase.col, image.width);
+    const Inside rows(first_row, shape.rows, planes.step_h, phase.row, image.height);
+    const int64_t x = (first_col + cols.begin) * planes.step_w + phase.col;
+    const int64_t count = cols.end - cols.begin;
+    if (count == 0) continue;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const int64_t y = (first_row + row) * planes.step_h + phase.row;
+      T* to = scratch + plane * shape.size + row * shape.pitch + cols.begin;
+      if (transposed) {
+        transpose_in(image.at(n, 0, y, x), pixel_stride, count, channels.count, to, channel_distance);
+        continue;
+      }
+      for (int64_t i = 0; i < channels.count; ++i) {
+        widen_row(image.at(n, channels[i], y, x), pixel_stride, to + i * channel_distance, count);
+      }
+    }
+  }
+}
+
+template <class T>
+struct Finish {
+  Activation activation;
+  ClampRange<T> range;
+
+  explicit Finish(Activation a) : activation(a), range(clamp_range<T>(a)) {}
+};
+
+// count elements: to[i] = act(from[i] + residual[i]), each with its own stride.
+template <class Stored, class T>
+GROUPCONV_INLINE void finish_run(const Finish<T>& finish, const T* from, int64_t from_stride,
+                                 const Stored* residual, Stored* to, int64_t to_stride, int64_t count) {
+  const auto run = [&](auto value) GROUPCONV_INLINE_LAMBDA {
+    for (int64_t i = 0; i < count; ++i) {
+      T x = from[i * from_stride];
+      if (residual) x += widen(residual[i * to_stride]);
+      narrow(value(x), to[i * to_stride]);
+    }
+  };
+  if constexpr (__is_same(Stored, T)) {
+    if (from_stride == 1 && to_stride == 1 && is_clamp(finish.activation)) {
+      const auto low = Vec<T>::broadcast(finish.range.low), high = Vec<T>::broadcast(finish.range.high);
+      return for_each_vector<T>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
+        auto x = Vec<T>::load(from + i, mask);
+        if (residual) x = x + Vec<T>::load(residual + i, mask);
+        clamp(low, high, x).store(to + i, mask);
+      });
+    }
+  }
+  // Activations that are not clamps get a loop of their own: a switch per element would keep the
+  // compiler from making vectors.
+  switch (finish.activation) {
+    case Activation::silu: return run([](T x) GROUPCONV_INLINE_LAMBDA { return silu(x); });
+    case Activation::hardswish: return run([](T x) GROUPCONV_INLINE_LAMBDA { return hardswish(x); });
+    default:
+      return run([&](T x) GROUPCONV_INLINE_LAMBDA { return activate(Activation::none, x, finish.range); });
+  }
+}
+
+#if defined(__AVX2__)
+GROUPCONV_INLINE __m256 load_block_row(const float* p) { return _mm256_loadu_ps(p); }
+GROUPCONV_INLINE __m256 load_block_row(const BFloat16* p) {
+  return _mm256_set_m128(load_four(p + 4), load_four(p));
+}
+GROUPCONV_INLINE void store_block_row(float* p, __m256 v) { _mm256_storeu_ps(p, v); }
+GROUPCONV_INLINE void store_block_row(BFloat16* p, __m256 v) {
+  alignas(32) float values[block];
+  _mm256_store_ps(values, v);
+  for (int i = 0; i < block; ++i) narrow(values[i], p[i]);
+}
+
+template <class Stored>
+GROUPCONV_INLINE void unstage_block(const float* rows, int64_t row_stride, const Finish<float>& finish,
+                                    const Stored* residual, Stored* dest, int64_t pixel_stride,
+                                    int64_t count) {
+  __m256 m[block];
+  // May read past the last pixel: into the next row, or into the slack behind the last.
+  load_transposed([&](int64_t c) { return rows + c * row_stride; }, m);
+  const __m256 low = _mm256_set1_ps(finish.range.low), high = _mm256_set1_ps(finish.range.high);
+#pragma GCC unroll 8
+  for (int p = 0; p < block; ++p) {
+    if (p >= count) return;
+    if (residual) m[p] = _mm256_add_ps(m[p], load_block_row(residual + p * pixel_stride));
+    m[p] = _mm256_min_ps(high, _mm256_max_ps(low, m[p]));
+    store_block_row(dest + p * pixel_stride, m[p]);
+  }
+}
+#endif
+
+// One row per channel to pixels × channels of a channels_last image.
+template <class Stored, class T>
+void transpose_out(const T* rows, int64_t row_stride, int64_t pixels, int64_t channels,
+                   const Finish<T>& finish, const Stored* residual, Stored* dest, int64_t pixel_stride) {
+  const auto at = [&](int64_t p, int64_t c) GROUPCONV_INLINE_LAMBDA {
+    return residual ? residual + p * pixel_stride + c : nullptr;
+  };
+  int64_t done = 0;
+#if defined(__AVX2__)
+  if constexpr (has_fast_block<Stored>) {
+    if (is_clamp(finish.activation)) {
+      done = channels - channels % block;
+      for (int64_t p = 0; p < pixels; p += block) {
+        for (int64_t c = 0; c < done; c += block) {
+          unstage_block(rows + c * row_stride + p, row_stride, finish, at(p, c), dest + p * pixel_stride + c,
+                        pixel_stride, pixels - p);
+        }
+      }
+    }
+  }
+#endif
+  if (done == channels) return;
+  for (int64_t p = 0; p < pixels; ++p) {
+    finish_run(finish, rows + done * row_stride + p, row_stride, at(p, done), dest + p * pixel_stride + done,
+               1, channels - done);
+  }
+}
+
+// The tile's lattice pixels from rows[i · row_stride + row · pitch + col] to the image's channel
+// channels[i]; the gaps between lattice rows are dropped here.
+template <class Stored, class T>
+void unstage(const T* rows, int64_t row_stride, int64_t pitch, ChannelSet channels, const Sweep& sweep,
+             const Tile& tile, const Finish<T>& finish, const Image<const Stored>& residual,
+             const Image<Stored>& image, int64_t n) {
+  const int64_t pixel_stride = sweep.dest_step_w * image.stride_w;
+  const int64_t x = tile.col * sweep.dest_step_w + sweep.dest_origin_w;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const int64_t y = (tile.row + row) * sweep.dest_step_h + sweep.dest_origin_h;
+    const T* from = rows + row * pitch;
+    const auto added = [&](int64_t c) { return residual.data ? residual.at(n, c, y, x) : nullptr; };
+    if (image.channels_last() && !channels.list) {
+      transpose_out(from, row_stride, tile.cols, channels.count, finish, added(0), image.at(n, 0, y, x),
+                    pixel_stride);
+      continue;
+    }
+    for (int64_t i = 0; i < channels.count; ++i) {
+      const int64_t c = channels[i];
+      if (pixel_stride == 1) {
+        finish_run(finish, from + i * row_stride, 1, added(c), image.at(n, c, y, x), 1, tile.cols);
+      } else {
+        finish_run(finish, from + i * row_stride, 1, added(c), image.at(n, c, y, x), pixel_stride, tile.cols);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace groupconv::cpu

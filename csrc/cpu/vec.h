@@ -1,0 +1,253 @@
+// One thin vector type per instruction set and element type: Vec<float> and Vec<double>.
+//
+// Included once by each of scalar.cpp, avx2.cpp and avx512.cpp, which are compiled with their own flags.
+// Everything sits in an anonymous namespace: internal linkage is what keeps an AVX-512 instruction from
+// leaking, through a merged inline function, into code that runs on every processor. For the same
+// reason no kernel header uses a standard-library template that could be emitted out of line.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+// GCC 12 warns about its own AVX-512 headers, which leave unused lanes undefined on purpose.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#define GROUPCONV_INLINE inline __attribute__((always_inline))
+#define GROUPCONV_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace groupconv::cpu {
+namespace {
+
+template <class T>
+GROUPCONV_INLINE T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+GROUPCONV_INLINE T larger(T a, T b) {
+  return a < b ? b : a;
+}
+GROUPCONV_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+struct Vec;
+
+#if defined(__AVX512F__)
+
+constexpr int vector_registers = 32;
+
+template <>
+struct Vec<float> {
+  static constexpr int lanes = 16;
+  using Mask = __mmask16;
+  __m512 v;
+
+  static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
+  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
+  static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  static GROUPCONV_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static GROUPCONV_INLINE Vec load(const float* p, Mask m) { return {_mm512_maskz_loadu_ps(m, p)}; }
+  GROUPCONV_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+  GROUPCONV_INLINE void store(float* p, Mask m) const { _mm512_mask_storeu_ps(p, m, v); }
+  GROUPCONV_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
+  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // min and max return their second operand when either is NaN: put the bound first, and NaN survives.
+  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
+    return {_mm512_min_ps(high.v, _mm512_max_ps(low.v, x.v))};
+  }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int lanes = 8;
+  using Mask = __mmask8;
+  __m512d v;
+
+  static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
+  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
+  static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm512_set1_pd(x)}; }
+  static GROUPCONV_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static GROUPCONV_INLINE Vec load(const double* p, Mask m) { return {_mm512_maskz_loadu_pd(m, p)}; }
+  GROUPCONV_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
+  GROUPCONV_INLINE void store(double* p, Mask m) const { _mm512_mask_storeu_pd(p, m, v); }
+  GROUPCONV_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
+  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
+  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
+    return {_mm512_min_pd(high.v, _mm512_max_pd(low.v, x.v))};
+  }
+};
+
+#elif defined(__AVX2__)
+
+constexpr int vector_registers = 16;
+
+template <>
+struct Vec<float> {
+  static constexpr int lanes = 8;
+  using Mask = __m256i;
+  __m256 v;
+
+  static GROUPCONV_INLINE Mask first(int64_t n) { return from_bits((1u << n) - 1); }
+  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) {
+    const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
+    return _mm256_cmpeq_epi32(_mm256_and_si256(all, lane_bit), lane_bit);
+  }
+  static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
+  static GROUPCONV_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static GROUPCONV_INLINE Vec load(const float* p, Mask m) { return {_mm256_maskload_ps(p, m)}; }
+  GROUPCONV_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
+  GROUPCONV_INLINE void store(float* p, Mask m) const { _mm256_maskstore_ps(p, m, v); }
+  GROUPCONV_INLINE float sum() const {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
+    return {_mm256_min_ps(high.v, _mm256_max_ps(low.v, x.v))};
+  }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int lanes = 4;
+  using Mask = __m256i;
+  __m256d v;
+
+  static GROUPCONV_INLINE Mask first(int64_t n) { return from_bits((1u << n) - 1); }
+  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) {
+    const __m256i lane_bit = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i all = _mm256_set1_epi64x(static_cast<int64_t>(bits));
+    return _mm256_cmpeq_epi64(_mm256_and_si256(all, lane_bit), lane_bit);
+  }
+  static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm256_set1_pd(x)}; }
+  static GROUPCONV_INLINE Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static GROUPCONV_INLINE Vec load(const double* p, Mask m) { return {_mm256_maskload_pd(p, m)}; }
+  GROUPCONV_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
+  GROUPCONV_INLINE void store(double* p, Mask m) const { _mm256_maskstore_pd(p, m, v); }
+  GROUPCONV_INLINE double sum() const {
+    const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
+  }
+  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
+  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
+    return {_mm256_min_pd(high.v, _mm256_max_pd(low.v, x.v))};
+  }
+};
+
+#else  // any processor
+
+constexpr int vector_registers = 16;
+
+template <class T>
+struct Vec {
+  static constexpr int lanes = 1;
+  using Mask = bool;
+  T v;
+
+  static GROUPCONV_INLINE Mask first(int64_t n) { return n > 0; }
+  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return bits != 0; }
+  static GROUPCONV_INLINE Vec broadcast(T x) { return {x}; }
+  static GROUPCONV_INLINE Vec load(const T* p) { return {*p}; }
+  static GROUPCONV_INLINE Vec load(const T* p, Mask m) { return {m ? *p : T(0)}; }
+  GROUPCONV_INLINE void store(T* p) const { *p = v; }
+  GROUPCONV_INLINE void store(T* p, Mask m) const {
+    if (m) *p = v;
+  }
+  GROUPCONV_INLINE T sum() const { return v; }
+  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
+    const T above = low.v > x.v ? low.v : x.v;
+    return {high.v < above ? high.v : above};
+  }
+};
+
+#endif
+
+template <class T>
+GROUPCONV_INLINE Vec<T> zero() {
+  return Vec<T>::broadcast(T(0));
+}
+
+// Keeps a loaded vector in its register. Without it the compiler folds the load into every use, and a
+// value that is used three times is loaded three times.
+template <class T>
+GROUPCONV_INLINE void pin(Vec<T>& x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x.v));
+#elif defined(__AVX2__)
+  asm("" : "+x"(x.v));
+#else
+  (void)x;
+#endif
+}
+
+// The sums of eight vectors at once: each round adds halves of two vectors, so all eight together cost
+// three times what one costs alone.
+template <class T>
+GROUPCONV_INLINE void sum_eight(const Vec<T>* sums, T* out) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) out[i] = sums[i].sum();
+}
+
+#if defined(__AVX512F__)
+GROUPCONV_INLINE void sum_eight(const Vec<float>* sums, float* out) {
+  __m512 pairs[4], quads[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = sums[2 * i].v, b = sums[2 * i + 1].v;
+    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    quads[i] =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  // Each quarter of quads[i] now holds a part of the sums 4i … 4i + 3.
+  const __m512 halves = _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88),
+                                      _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
+  const __m512 total = _mm512_add_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1));
+  _mm_storeu_ps(out, _mm512_castps512_ps128(total));
+  _mm_storeu_ps(out + 4, _mm512_extractf32x4_ps(total, 2));
+}
+#elif defined(__AVX2__)
+GROUPCONV_INLINE void sum_eight(const Vec<float>* sums, float* out) {
+  __m256 pairs[4], quads[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256 a = sums[2 * i].v, b = sums[2 * i + 1].v;
+    pairs[i] = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m256d a = _mm256_castps_pd(pairs[2 * i]), b = _mm256_castps_pd(pairs[2 * i + 1]);
+    quads[i] =
+        _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+  }
+  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
+                                      _mm256_permute2f128_ps(quads[0], quads[1], 0x31)));
+}
+#endif
+
+template <int Count, class T>
+GROUPCONV_INLINE void sum_each(const Vec<T>* sums, T* out) {
+  constexpr int whole = Count / 8 * 8;
+#pragma GCC unroll 4
+  for (int i = 0; i < whole; i += 8) sum_eight(sums + i, out + i);
+#pragma GCC unroll 8
+  for (int i = whole; i < Count; ++i) out[i] = sums[i].sum();
+}
+
+}  // namespace
+}  // namespace groupconv::cpu

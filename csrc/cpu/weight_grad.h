@@ -1,0 +1,200 @@
+// The driver of the weight gradient: the forward sweep once more, with correlate_rows in the place of
+// multiply_rows. Each tile's rows of the input and of the output gradient are correlated and added to
+// the packed gradient.
+//
+// Work is cut into slices of the batch, each with a gradient of its own, and (where no side is
+// channels_last) into groups. The cut does not depend on the number of threads, and each piece adds in
+// a fixed order, so results are the same bit for bit on any number of threads.
+#pragma once
+
+#include "cpu/correlate.h"
+#include "cpu/depthwise_grad.h"
+#include "cpu/workspace.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class Stored>
+class WeightGrad {
+  using T = compute_t<Stored>;
+  static constexpr bool computes_as_stored = __is_same(Stored, T);
+
+ public:
+  explicit WeightGrad(const WeightGradProblem<Stored>& problem)
+      : p_(problem),
+        sweep_(*problem.sweep),
+        inputs_(p_.partition->inputs),
+        outputs_(p_.partition->outputs),
+        planes_(sweep_),
+        groups_(p_.partition->groups),
+        taps_(static_cast<int64_t>(sweep_.taps.size())) {
+    input_direct_ = computes_as_stored && is_one_row(sweep_, p_.input);
+    input_whole_ = p_.input.channels_last();
+    grad_direct_ = computes_as_stored && !p_.grad.channels_last() && p_.grad.stride_w == 1 &&
+                   p_.grad.flat() && sweep_.halo_cols == 0;
+    grad_whole_ = p_.grad.channels_last();
+    for (int64_t g = 0; g < groups_; ++g) {
+      most_inputs_ = larger(most_inputs_, inputs_.count(g));
+      most_outputs_ = larger(most_outputs_, outputs_.count(g));
+    }
+    staged_inputs_ = input_direct_ ? 0 : input_whole_ ? p_.input.channels : most_inputs_;
+    staged_grads_ = grad_direct_ ? 0 : grad_whole_ ? p_.grad.channels : most_outputs_;
+  }
+
+  void run() const {
+    const int64_t groups_at_once = input_whole_ || grad_whole_ ? groups_ : 1;
+    const int64_t group_items = groups_ / groups_at_once;
+    const Tiling tiling(sweep_, staged_inputs_ * planes_.count, staged_grads_, sizeof(T), 1);
+    for_each_item(p_.threads, p_.slices * group_items, [&](int64_t item) {
+      const int64_t slice = item / group_items;
+      run_slice(slice, tiling, item % group_items * groups_at_once, groups_at_once);
+    });
+  }
+
+ private:
+  void run_slice(int64_t slice, const Tiling& tiling, int64_t first_group, int64_t group_count) const {
+    const int64_t begin = p_.input.batch * slice / p_.slices;
+    const int64_t end = p_.input.batch * (slice + 1) / p_.slices;
+    const int64_t at_once = input_direct_ && grad_direct_ ? images_at_once() : 1;
+    for (int64_t n = begin; n < end; n += at_once) {
+      for (int64_t i = 0; i < tiling.count; ++i) {
+        run_tile(slice, n, smaller(at_once, end - n), tiling.tile(sweep_, i), first_group, group_count);
+      }
+    }
+    release_scratch();
+  }
+
+  // Images whose rows of one group still lie in cache together.
+  int64_t images_at_once() const {
+    const int64_t image_bytes =
+        (most_inputs_ + most_outputs_) * sweep_.cols * sweep_.rows * static_cast<int64_t>(sizeof(T));
+    return larger(int64_t{1}, tile_bytes / larger(int64_t{1}, image_bytes));
+  }
+
+  void run_tile(int64_t slice, int64_t n, int64_t images, const Tile& tile, int64_t first_group,
+                int64_t group_count) const {
+    const PlaneShape shape(sweep_, tile);
+    const int64_t length = tile_length(tile, shape.pitch);
+    const int64_t source_distance = row_distance<T>(planes_.count * shape.size);
+    const int64_t grad_distance = row_distance<T>(tile.rows * shape.pitch);
+    const int64_t depth = most_inputs_ * taps_;
+    const int64_t vectors = divide_up(length, Vec<T>::lanes);
+
+    Workspace space;
+    space.plan<T>(staged_inputs_ * source_distance);
+    space.plan<T>(staged_grads_ * grad_distance);
+    space.plan<const T*>(depth);
+    space.plan<int64_t>(depth);
+    space.plan<const T*>(most_outputs_);
+    space.plan<uint16_t>(vectors);
+    space.open();
+    T* staged_inputs = space.take<T>(staged_inputs_ * source_distance);
+    T* staged_grads = space.take<T>(staged_grads_ * grad_distance);
+    const T** sources = space.take<const T*>(depth);
+    int64_t* steps = space.take<int64_t>(depth);
+    const T** grads = space.take<const T*>(most_outputs_);
+    uint16_t* masks = space.take<uint16_t>(vectors);
+
+    if (input_whole_)
+      stage(p_.input, n, {nullptr, staged_inputs_}, planes_, tile, shape, staged_inputs, source_distance);
+    if (grad_whole_) stage_grad(n, {nullptr, staged_grads_}, tile, shape, staged_grads, grad_distance);
+
+    CorrelateJob<T> job{};
+    job.grads = grads;
+    job.sources = sources;
+    job.steps = steps;
+    job.length = length;
+    job.segments = images;
+    job.source_segment_stride = p_.input.stride_n;
+    job.grad_segment_stride = p_.grad.stride_n;
+    if (shape.pitch != tile.cols) {
+      mark_pixels(masks, vectors, length, shape.pitch, tile.cols);
+      job.lane_masks = masks;
+    }
+
+    for (int64_t g = first_group; g < first_group + group_count; ++g) {
+      const int32_t* from = inputs_.of(g);
+      const int32_t* to = outputs_.of(g);
+      job.rows = outputs_.count(g);
+      job.depth = inputs_.count(g) * taps_;
+
+      SourceRows<T> rows{staged_inputs, source_distance, shape.size, shape.pitch};
+      if (input_direct_) {
+        rows = {direct(p_.input, n, tile), p_.input.stride_c, 0, 0};
+      } else if (!input_whole_) {
+        stage(p_.input, n, {from, inputs_.count(g)}, planes_, tile, shape, staged_inputs, source_distance);
+      }
+      if (!grad_direct_ && !grad_whole_)
+        stage_grad(n, {to, job.rows}, tile, shape, staged_grads, grad_distance);
+
+      const bool by_channel = input_direct_ || input_whole_;
+      for (int64_t i = 0, j = 0; i < inputs_.count(g); ++i) {
+        for (const Tap& tap : sweep_.taps) {
+          sources[j] = rows.row(by_channel ? from[i] : i, tap);
+          steps[j++] = i * p_.window_area + tap.weight;
+        }
+      }
+      for (int64_t r = 0; r < job.rows; ++r) {
+        if (grad_direct_) {
+          grads[r] = direct(p_.grad, n, tile) + to[r] * p_.grad.stride_c;
+        } else {
+          grads[r] = staged_grads + (grad_whole_ ? to[r] : r) * grad_distance;
+        }
+      }
+      const int64_t entries = p_.partition->entries();
+      job.weight_grad = p_.weight_grad + (slice * entries + p_.partition->weight_offsets[g]) * p_.window_area;
+      job.weight_row_stride = inputs_.count(g) * p_.window_area;
+      correlate_rows(job);
+    }
+  }
+
+  // The output gradient with the pitch of the staged input, so that both count positions alike.
+  void stage_grad(int64_t n, ChannelSet channels, const Tile& tile, const PlaneShape& shape, T* rows,
+                  int64_t distance) const {
+    PlaneShape padded = shape;
+    padded.rows = tile.rows;
+    padded.size = tile.rows * shape.pitch;
+    const Phase origin{0, 0};
+    stage(p_.grad, n, channels, Planes(origin), tile, padded, rows, distance);
+  }
+
+  static void mark_pixels(uint16_t* masks, int64_t vectors, int64_t length, int64_t pitch, int64_t cols) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      uint16_t bits = 0;
+      for (int lane = 0; lane < Vec<T>::lanes; ++lane) {
+        const int64_t at = v * Vec<T>::lanes + lane;
+        if (at < length && at % pitch < cols) bits |= static_cast<uint16_t>(1u << lane);
+      }
+      masks[v] = bits;
+    }
+  }
+
+  template <class Element>
+  static const T* direct(const Image<Element>& image, int64_t n, const Tile& tile) {
+    if constexpr (computes_as_stored) {
+      return image.at(n, 0, tile.row, tile.col);
+    } else {
+      return nullptr;
+    }
+  }
+
+  const WeightGradProblem<Stored>& p_;
+  const Sweep& sweep_;
+  ChannelLists inputs_, outputs_;
+  Planes planes_;
+  int64_t groups_, taps_;
+  bool input_direct_, input_whole_, grad_direct_, grad_whole_;
+  int64_t most_inputs_ = 0, most_outputs_ = 0;
+  int64_t staged_inputs_, staged_grads_;
+};
+
+template <class Stored>
+void weight_grad(const WeightGradProblem<Stored>& problem) {
+  if constexpr (__is_same(Stored, compute_t<Stored>)) {
+    if (DepthwiseGrad<Stored>::suits(problem)) return DepthwiseGrad<Stored>(problem).run();
+  }
+  WeightGrad<Stored>(problem).run();
+}
+
+}  // namespace
+}  // namespace groupconv::cpu

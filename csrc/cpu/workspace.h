@@ -1,0 +1,113 @@
+// What every driver needs besides kernels: scratch that is taken piece by piece, a loop over the
+// caller's threads, and the size of the tiles that fit in cache.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/scratch.h"
+#include "cpu/staging.h"
+#include "cpu/vec.h"
+
+namespace groupconv::cpu {
+namespace {
+
+// Adds up what will be taken, so that the buffer is asked for once; then hands the pieces out.
+class Workspace {
+ public:
+  template <class T>
+  void plan(int64_t count) {
+    bytes_ += rounded<T>(count);
+  }
+  void open() { cursor_ = static_cast<char*>(thread_scratch(static_cast<size_t>(bytes_))); }
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(cursor_);
+    cursor_ += rounded<T>(count);
+    return piece;
+  }
+
+ private:
+  // A vector may be read past the last element, and no two pieces share a cache line.
+  template <class T>
+  static int64_t rounded(int64_t count) {
+    return (count * static_cast<int64_t>(sizeof(T)) + 64 + 63) / 64 * 64;
+  }
+
+  int64_t bytes_ = 0;
+  char* cursor_ = nullptr;
+};
+
+template <class Body>
+void for_each_item(const Threads& threads, int64_t items, const Body& body) {
+  const auto call = [](void* context, int64_t item) { (*static_cast<const Body*>(context))(item); };
+  if (threads.count > 1 && items > 1) {
+    threads.run(items, call, const_cast<void*>(static_cast<const void*>(&body)));
+  } else {
+    for (int64_t item = 0; item < items; ++item) body(item);
+  }
+}
+
+// Work worth several threads is cut into at least so many pieces, however many threads there are: where a
+// tile ends decides how its last pixels are summed, and results must not depend on the machine's load.
+constexpr int64_t pieces_for_threads = 8;
+
+// Staged rows of one tile and the sums made from them stay in a core's L2 together.
+constexpr int64_t tile_bytes = 384 << 10;
+
+// The sweep's lattice cut into tiles: whole lattice rows where one fits, parts of a row otherwise.
+struct Tiling {
+  int64_t tile_rows, tile_cols, across, count;
+
+  // A tile stages `source_planes` planes and keeps `dest_rows` rows of sums, of `element` bytes each.
+  // More tiles than cache asks for are made when `wanted` are.
+  Tiling(const Sweep& sweep, int64_t source_planes, int64_t dest_rows, int64_t element, int64_t wanted) {
+    constexpr int64_t narrowest = 48;
+    const int64_t budget = tile_bytes / element;
+    const int64_t per_row = source_planes + dest_rows;  // planes and sums that one more row adds to
+    const int64_t halo = source_planes * sweep.halo_rows;
+    tile_rows = sweep.rows;
+    tile_cols = sweep.cols;
+    if (per_row > 0) {
+      tile_rows = smaller(tile_rows, (budget / (sweep.cols + sweep.halo_cols) - halo) / per_row);
+      if (tile_rows < 1) {
+        tile_rows = 1;
+        const int64_t fit = budget / (halo + per_row) - sweep.halo_cols;
+        tile_cols = smaller(tile_cols, larger(fit / narrowest, int64_t{1}) * narrowest);
+      }
+    }
+    if (sweep.rows > 1) {
+      tile_rows = smaller(tile_rows, divide_up(sweep.rows, wanted));
+    } else {
+      tile_cols = smaller(tile_cols, divide_up(divide_up(sweep.cols, wanted), narrowest) * narrowest);
+    }
+    // Equal tiles rather than full ones and a rest.
+    tile_rows = divide_up(sweep.rows, divide_up(sweep.rows, tile_rows));
+    across = divide_up(sweep.cols, tile_cols);
+    count = divide_up(sweep.rows, tile_rows) * across;
+  }
+
+  Tile tile(const Sweep& sweep, int64_t index) const {
+    const int64_t row = index / across * tile_rows, col = index % across * tile_cols;
+    return {row, col, smaller(tile_rows, sweep.rows - row), smaller(tile_cols, sweep.cols - col)};
+  }
+};
+
+// Every lattice pixel reads the source pixel at its own place, all in one row: the image is rows as it lies.
+template <class Element>
+GROUPCONV_INLINE bool is_one_row(const Sweep& sweep, const Image<Element>& source) {
+  return sweep.pointwise() && sweep.rows == 1 && source.height == 1 && source.width == sweep.cols &&
+         source.stride_w == 1 && !source.channels_last();
+}
+
+// Rows of one tile of one image, wherever they come from: the image itself or staged planes.
+template <class T>
+struct SourceRows {
+  const T* base;
+  int64_t channel_stride, plane_stride, pitch;
+
+  const T* row(int64_t channel, const Tap& tap) const {
+    return base + channel * channel_stride + tap.plane * plane_stride + tap.row * pitch + tap.col;
+  }
+};
+
+}  // namespace
+}  // namespace groupconv::cpu

@@ -1,0 +1,144 @@
+// From torch's tensors to the kernels' plain data, and the checks on the way. Shared by the CPU and the
+// CUDA implementations of the ops. A failed check throws before anything is allocated or written; the
+// Python layer checks the same things first, with ValueError and TypeError.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+#include <sstream>
+
+#include "core/epilogue.h"
+#include "core/problem.h"
+
+namespace groupconv::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t largest_setting = (int64_t{1} << 31) - 1;
+
+inline std::string sizes_text(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
+  text << "]";
+  return text.str();
+}
+
+inline void check_setting(const char* name, int64_t value, int64_t least) {
+  STD_TORCH_CHECK(value >= least && value <= largest_setting, name, " must be from ", least, " to ",
+                  largest_setting, ", got ", value);
+}
+
+inline Window make_window(int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                          int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                          int64_t dilation_h, int64_t dilation_w) {
+  check_setting("kernel height", kernel_h, 1);
+  check_setting("kernel width", kernel_w, 1);
+  check_setting("stride_h", stride_h, 1);
+  check_setting("stride_w", stride_w, 1);
+  check_setting("pad_top", pad_top, 0);
+  check_setting("pad_bottom", pad_bottom, 0);
+  check_setting("pad_left", pad_left, 0);
+  check_setting("pad_right", pad_right, 0);
+  check_setting("dilation_h", dilation_h, 1);
+  check_setting("dilation_w", dilation_w, 1);
+  return {kernel_h,   kernel_w, stride_h,  stride_w,   pad_top,
+          pad_bottom, pad_left, pad_right, dilation_h, dilation_w};
+}
+
+inline Activation make_activation(int64_t activation) {
+  STD_TORCH_CHECK(activation >= 0 && activation < activation_count, "activation must be 0 (none), 1 (relu), ",
+                  "2 (relu6), 3 (silu) or 4 (hardswish), got ", activation);
+  return static_cast<Activation>(activation);
+}
+
+inline void check_matches(const char* name, int64_t value, int64_t of_table) {
+  STD_TORCH_CHECK(value == of_table, name, " is ", value, ", the partition table says ", of_table);
+}
+
+inline void check_image(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.dim() == 4, name, " must have 4 dimensions, got sizes ", sizes_text(tensor));
+}
+
+inline void check_channels(const char* name, const Tensor& tensor, int64_t channels) {
+  STD_TORCH_CHECK(tensor.size(1) == channels, name, " has ", tensor.size(1),
+                  " channels, the partition expects ", channels);
+}
+
+inline void check_like(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), name, " has another dtype than ", other_name);
+  STD_TORCH_CHECK(
+      tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(), name,
+      " is on another device than ", other_name);
+}
+
+inline void check_sizes(const char* name, const Tensor& tensor, const std::array<int64_t, 4>& expected) {
+  for (int64_t d = 0; d < 4; ++d) {
+    STD_TORCH_CHECK(tensor.size(d) == expected[d], name, " has sizes ", sizes_text(tensor), ", expected [",
+                    expected[0], ", ", expected[1], ", ", expected[2], ", ", expected[3], "]");
+  }
+}
+
+// The size of the output, after checking that the window fits the padded image.
+inline std::array<int64_t, 4> output_sizes(const Window& window, int64_t batch, int64_t channels,
+                                           int64_t height, int64_t width) {
+  const int64_t padded_h = height + window.pad_top + window.pad_bottom;
+  const int64_t padded_w = width + window.pad_left + window.pad_right;
+  STD_TORCH_CHECK(padded_h >= window.reach_h() && padded_w >= window.reach_w(), "the kernel reaches over ",
+                  window.reach_h(), "×", window.reach_w(), " pixels, more than the padded input's ", padded_h,
+                  "×", padded_w);
+  const std::array<int64_t, 4> sizes{batch, channels, window.out_height(height), window.out_width(width)};
+  int64_t count = 16;  // bytes of the largest element
+  for (const int64_t size : sizes) {
+    STD_TORCH_CHECK(!__builtin_mul_overflow(count, size, &count), "an output of sizes [", sizes[0], ", ",
+                    sizes[1], ", ", sizes[2], ", ", sizes[3], "] is too large");
+  }
+  return sizes;
+}
+
+// torch's own rule for the memory format of a convolution's output (suggest_memory_format).
+inline bool is_channels_last(const Tensor& tensor) {
+  if (tensor.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    const int64_t size = tensor.size(d), stride = tensor.stride(d);
+    if (size == 0 || stride < least) return false;
+    if (d == 0 && least == tensor.stride(1)) return false;
+    least = size > 1 ? stride * size : stride;
+  }
+  return true;
+}
+
+inline Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& s, bool channels_last) {
+  const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
+  const int64_t c = at_least_1(s[1]), h = at_least_1(s[2]), w = at_least_1(s[3]);
+  const int64_t strides[4] = {c * h * w, channels_last ? 1 : h * w, channels_last ? w * c : w,
+                              channels_last ? c : 1};
+  int32_t dtype, device_type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, s.data(), strides, dtype, device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+template <class T>
+Image<T> image_of(const Tensor& tensor) {
+  return {static_cast<T*>(tensor.data_ptr()),
+          tensor.size(0),
+          tensor.size(1),
+          tensor.size(2),
+          tensor.size(3),
+          tensor.stride(0),
+          tensor.stride(1),
+          tensor.stride(2),
+          tensor.stride(3)};
+}
+
+}  // namespace groupconv::ops

@@ -1,0 +1,243 @@
+// The ops on the CPU: check, allocate, describe the problem, call the kernels.
+#include <torch/csrc/stable/library.h>
+
+#include "core/partition.h"
+#include "core/sweep.h"
+#include "cpu/dispatch.h"
+#include "torch/arguments.h"
+#include "torch/threads.h"
+
+namespace groupconv::ops {
+namespace {
+
+// Below this many multiply-adds waking a thread costs more than it saves.
+constexpr int64_t worth_a_thread = 1 << 17;
+
+PartitionView read_partition(const Tensor& table) {
+  STD_TORCH_CHECK(
+      table.is_cpu() && table.dim() == 1 && table.scalar_type() == ScalarType::Int && table.is_contiguous(),
+      "the partition table of a CPU op must be a contiguous 1-d int32 tensor on the CPU, got sizes ",
+      sizes_text(table));
+  PartitionView view;
+  const std::string wrong = parse_partition(table.const_data_ptr<int32_t>(), table.numel(), view);
+  STD_TORCH_CHECK(wrong.empty(), wrong);
+  return view;
+}
+
+void check_weight(const Tensor& weight, const PartitionView& partition) {
+  STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == partition.entries(),
+                  "the packed weight must have sizes [", partition.entries(), ", kh, kw], got ",
+                  sizes_text(weight));
+}
+
+// float and double compute in themselves, bfloat16 in float.
+template <class Body>
+auto for_dtype(const Tensor& tensor, const Body& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return body(float{});
+    case ScalarType::Double: return body(double{});
+    case ScalarType::BFloat16: return body(BFloat16{});
+    default: STD_TORCH_CHECK(false, "the CPU kernels take float32, float64 and bfloat16");
+  }
+}
+
+template <class Stored>
+constexpr ScalarType compute_dtype = std::is_same_v<Stored, double> ? ScalarType::Double : ScalarType::Float;
+
+// In the type that is computed in, contiguous; the tensor itself where it already is.
+template <class Stored>
+Tensor for_compute(const Tensor& tensor) {
+  const Tensor typed = tensor.scalar_type() == compute_dtype<Stored>
+                           ? tensor
+                           : torch::stable::to(tensor, compute_dtype<Stored>);
+  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
+
+cpu::Threads threads_for(const PartitionView& partition, const Window& window, int64_t pixels) {
+  const int64_t work = partition.entries() * window.area();
+  if (work == 0 || pixels < worth_a_thread / work) return {};
+  return torch_threads();
+}
+
+// Pointwise over flat images: one long row, which needs no staging and can be cut anywhere.
+template <class Stored>
+void collapse(cpu::ConvolveProblem<Stored>& problem, Sweep& sweep) {
+  if (!sweep.pointwise() || !problem.source.flat() || !problem.dest.flat()) return;
+  if (problem.source.height != problem.dest.height || problem.source.width != problem.dest.width) return;
+  sweep.make_one_row();
+  problem.source = problem.source.as_row();
+  problem.dest = problem.dest.as_row();
+  if (problem.residual.data) problem.residual = problem.residual.as_row();
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+              const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
+              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
+              int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
+  const PartitionView partition = read_partition(table);
+  check_matches("out_channels", out_channels, partition.out_channels);
+  check_image("input", input);
+  check_channels("input", input, partition.in_channels);
+  check_weight(weight, partition);
+  check_like("weight", weight, "input", input);
+  const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
+                                    pad_left, pad_right, dilation_h, dilation_w);
+  const auto sizes =
+      output_sizes(window, input.size(0), partition.out_channels, input.size(2), input.size(3));
+  if (bias) {
+    check_like("bias", *bias, "input", input);
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == partition.out_channels, "bias must have sizes [",
+                    partition.out_channels, "], got ", sizes_text(*bias));
+  }
+  const bool channels_last = is_channels_last(input);
+  Tensor output = empty_image(input, sizes, channels_last);
+  Tensor added = output;
+  if (residual) {
+    check_image("residual", *residual);
+    check_like("residual", *residual, "input", input);
+    check_sizes("residual", *residual, sizes);
+    added = *residual;
+    for (int64_t d = 0; d < 4; ++d) {
+      if (residual->stride(d) == output.stride(d)) continue;
+      added = empty_image(input, sizes, channels_last);
+      torch::stable::copy_(added, *residual);
+      break;
+    }
+  }
+  if (output.numel() == 0) return output;
+
+  for_dtype(input, [&](auto element) {
+    using Stored = decltype(element);
+    using Compute = cpu::compute_t<Stored>;
+    const Tensor typed_weight = for_compute<Stored>(weight);
+    const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : typed_weight;
+    Sweep sweep = forward_sweep(window, {input.size(2), input.size(3)}, {sizes[2], sizes[3]});
+    cpu::ConvolveProblem<Stored> problem;
+    problem.source = image_of<const Stored>(input);
+    problem.dest = image_of<Stored>(output);
+    if (residual) problem.residual = image_of<const Stored>(added);
+    problem.weight = static_cast<const Compute*>(typed_weight.data_ptr());
+    if (bias) problem.bias = static_cast<const Compute*>(typed_bias.data_ptr());
+    problem.partition = &partition;
+    problem.window_area = window.area();
+    problem.sweep = &sweep;
+    problem.activation = make_activation(activation);
+    problem.threads = threads_for(partition, window, sizes[0] * sizes[2] * sizes[3]);
+    collapse(problem, sweep);
+    cpu::typed<Stored>(cpu::kernels()).convolve(problem);
+  });
+  return output;
+}
+
+Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
+                         int64_t height, int64_t width, int64_t stride_h, int64_t stride_w, int64_t pad_top,
+                         int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
+                         int64_t dilation_w, bool channels_last) {
+  const PartitionView partition = read_partition(table);
+  check_matches("in_channels", in_channels, partition.in_channels);
+  check_image("grad", grad);
+  check_channels("grad", grad, partition.out_channels);
+  check_weight(weight, partition);
+  check_like("weight", weight, "grad", grad);
+  check_setting("height", height, 0);
+  check_setting("width", width, 0);
+  const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
+                                    pad_left, pad_right, dilation_h, dilation_w);
+  check_sizes("grad", grad, output_sizes(window, grad.size(0), partition.out_channels, height, width));
+
+  Tensor input_grad = empty_image(grad, {grad.size(0), partition.in_channels, height, width}, channels_last);
+  if (input_grad.numel() == 0) return input_grad;
+
+  for_dtype(grad, [&](auto element) {
+    using Stored = decltype(element);
+    const Tensor typed_weight = for_compute<Stored>(weight);
+    InputGradSweeps pass = input_grad_sweeps(window, {height, width}, {grad.size(2), grad.size(3)});
+    // A driver writes the pixels that its sweep visits and the channels that some group reads.
+    if (!pass.covers_input || !partition.inputs_complete) torch::stable::zero_(input_grad);
+    for (Sweep& sweep : pass.sweeps) {
+      cpu::ConvolveProblem<Stored> problem;
+      problem.source = image_of<const Stored>(grad);
+      problem.dest = image_of<Stored>(input_grad);
+      problem.weight = static_cast<const cpu::compute_t<Stored>*>(typed_weight.data_ptr());
+      problem.partition = &partition;
+      problem.transposed = true;
+      problem.window_area = window.area();
+      problem.sweep = &sweep;
+      problem.threads = threads_for(partition, window, grad.size(0) * sweep.rows * sweep.cols);
+      collapse(problem, sweep);
+      cpu::typed<Stored>(cpu::kernels()).convolve(problem);
+    }
+  });
+  return input_grad;
+}
+
+Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& table, int64_t entries,
+                          int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                          int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                          int64_t dilation_h, int64_t dilation_w) {
+  const PartitionView partition = read_partition(table);
+  check_matches("entries", entries, partition.entries());
+  check_image("grad", grad);
+  check_image("input", input);
+  check_channels("grad", grad, partition.out_channels);
+  check_channels("input", input, partition.in_channels);
+  check_like("grad", grad, "input", input);
+  const Window window = make_window(kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_bottom, pad_left,
+                                    pad_right, dilation_h, dilation_w);
+  check_sizes("grad", grad,
+              output_sizes(window, input.size(0), partition.out_channels, input.size(2), input.size(3)));
+
+  return for_dtype(input, [&](auto element) {
+    using Stored = decltype(element);
+    using Compute = cpu::compute_t<Stored>;
+    // A fixed cut of the batch, whatever the number of threads; groups are cut as well where they can be.
+    const int64_t slices = std::min<int64_t>(std::max<int64_t>(input.size(0), 1), 4);
+    Tensor partial = torch::stable::new_zeros(input, {slices, partition.entries(), kernel_h, kernel_w},
+                                              compute_dtype<Stored>);
+    if (grad.numel() > 0 && partial.numel() > 0) {
+      const Sweep sweep = forward_sweep(window, {input.size(2), input.size(3)}, {grad.size(2), grad.size(3)});
+      cpu::WeightGradProblem<Stored> problem;
+      problem.input = image_of<const Stored>(input);
+      problem.grad = image_of<const Stored>(grad);
+      problem.weight_grad = static_cast<Compute*>(partial.data_ptr());
+      problem.slices = slices;
+      problem.partition = &partition;
+      problem.window_area = window.area();
+      problem.threads = threads_for(partition, window, grad.size(0) * grad.size(2) * grad.size(3));
+      Sweep flat = sweep;
+      if (sweep.pointwise() && problem.input.flat() && problem.grad.flat() &&
+          problem.input.height == problem.grad.height && problem.input.width == problem.grad.width) {
+        flat.make_one_row();
+        problem.input = problem.input.as_row();
+        problem.grad = problem.grad.as_row();
+      }
+      problem.sweep = &flat;
+      cpu::typed<Stored>(cpu::kernels()).weight_grad(problem);
+    }
+    const int64_t size = partition.entries() * window.area();
+    Compute* sums = static_cast<Compute*>(partial.data_ptr());
+    for (int64_t slice = 1; slice < slices; ++slice) {
+      for (int64_t i = 0; i < size; ++i) sums[i] += sums[slice * size + i];
+    }
+    Tensor total = torch::stable::select(partial, 0, 0);
+    if constexpr (std::is_same_v<Stored, Compute>)
+      return slices == 1 ? total : torch::stable::clone(total);
+    else
+      return torch::stable::to(total, ScalarType::BFloat16);
+  });
+}
+
+double fma_peak(double seconds) { return cpu::kernels().fma_peak(seconds); }
+
+}  // namespace
+}  // namespace groupconv::ops
+
+STABLE_TORCH_LIBRARY_IMPL(groupconv, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&groupconv::ops::conv2d));
+  m.impl("conv2d_input_grad", TORCH_BOX(&groupconv::ops::conv2d_input_grad));
+  m.impl("conv2d_weight_grad", TORCH_BOX(&groupconv::ops::conv2d_weight_grad));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(groupconv, CompositeExplicitAutograd, m) {
+  m.impl("fma_peak", TORCH_BOX(&groupconv::ops::fma_peak));
+}

@@ -1,0 +1,29 @@
+"""Convolutions whose channel groups are learned, permuted or uneven.
+
+>>> import torch, groupconv_ext as gc
+>>> p = gc.Partition.random(256, 256, groups=8, seed=0, uneven=True)
+>>> layer = gc.nn.PartitionedConv2d(256, 256, 1, partition=p)
+>>> layer(torch.randn(1, 256, 56, 56)).shape
+torch.Size([1, 256, 56, 56])
+
+Read :mod:`groupconv_ext.partition` first: it holds the one idea.
+"""
+
+from . import backends, nn, reference, report
+from .doctor import doctor
+from .functional import conv1d, conv2d
+from .partition import Partition
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Partition",
+    "__version__",
+    "backends",
+    "conv1d",
+    "conv2d",
+    "doctor",
+    "nn",
+    "reference",
+    "report",
+]

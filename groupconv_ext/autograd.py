@@ -1,0 +1,219 @@
+"""The native operations made differentiable, any number of times.
+
+The convolution is linear in its input and in its weight, so its two gradients, the operation
+itself and nothing else make a closed system:
+
+====================  =========================  =========================
+                      derivative by 1st operand  derivative by 2nd operand
+====================  =========================  =========================
+y  = conv(x, w)       dx = input_grad(dy, w)     dw = weight_grad(dy, x)
+dx = input_grad(g,w)  conv(·, w)                 weight_grad(g, ·)
+dw = weight_grad(g,x) conv(x, ·)                 input_grad(g, ·)
+====================  =========================  =========================
+
+Each is an ``autograd.Function`` (the cheapest differentiable path into an operation) and a plain
+function in front of it that skips the Function where no gradient is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+
+from . import _ops
+from ._ops import is_channels_last
+from .partition import Partition
+from .window import Window
+
+__all__ = [
+    "ACTIVATIONS",
+    "FUSED_IN_TRAINING",
+    "convolve",
+    "input_grad",
+    "wants_grad",
+    "weight_grad",
+]
+
+ACTIVATIONS: tuple[str, ...] = ("none", "relu", "relu6", "silu", "hardswish")
+"""The position is the code that the native operations take."""
+
+FUSED_IN_TRAINING = frozenset({"none", "relu", "relu6"})
+"""Activations whose derivative can be read off the output; others need what went in."""
+
+Grad: TypeAlias = torch.Tensor | None
+
+
+def convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    partition: Partition,
+    window: Window,
+    activation: str,
+) -> torch.Tensor:
+    """``activation(conv(x) + bias + residual)`` with a packed weight ``[entries, kh, kw]``."""
+    table = partition.cpu_table if x.is_cpu else partition.table(x.device)
+    if not wants_grad(x, weight, bias, residual):
+        code = ACTIVATIONS.index(activation)
+        return _ops.conv2d(x, weight, bias, residual, table, partition.out_channels, *window, code)
+    y: torch.Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, residual, table, partition, window, activation
+    )
+    return y
+
+
+def input_grad(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    partition: Partition,
+    window: Window,
+    size: tuple[int, int],
+    channels_last: bool,
+) -> torch.Tensor:
+    """∂L/∂x for x of height and width ``size``, from ∂L/∂y of the bare convolution."""
+    table = partition.table(grad.device)
+    if not wants_grad(grad, weight):
+        return _ops.conv2d_input_grad(
+            grad, weight, table, partition.in_channels, *size, *window, channels_last
+        )
+    y: torch.Tensor = _InputGrad.apply(  # type: ignore[no-untyped-call]
+        grad, weight, table, partition, window, size, channels_last
+    )
+    return y
+
+
+def weight_grad(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    partition: Partition,
+    window: Window,
+    kernel: tuple[int, int],
+) -> torch.Tensor:
+    """∂L/∂weight, packed, from ∂L/∂y of the bare convolution."""
+    table = partition.table(x.device)
+    if not wants_grad(grad, x):
+        return _ops.conv2d_weight_grad(grad, x, table, partition.entries, *kernel, *window)
+    y: torch.Tensor = _WeightGrad.apply(  # type: ignore[no-untyped-call]
+        grad, x, table, partition, window, kernel
+    )
+    return y
+
+
+def wants_grad(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd has to know of an operation on these."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+class _Convolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        table: torch.Tensor,
+        partition: Partition,
+        window: Window,
+        activation: str,
+    ) -> torch.Tensor:
+        code = ACTIVATIONS.index(activation)
+        return _ops.conv2d(x, weight, bias, residual, table, partition.out_channels, *window, code)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, weight, _, _, _, ctx.partition, ctx.window, ctx.activation = inputs
+        ctx.save_for_backward(x, weight, None if ctx.activation == "none" else output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
+        x, weight, output = ctx.saved_tensors
+        if ctx.activation == "relu":
+            grad = torch.ops.aten.threshold_backward(grad, output, 0)
+        elif ctx.activation == "relu6":
+            grad = torch.ops.aten.hardtanh_backward(grad, output, 0, 6)
+        need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if need_x:
+            size = (x.shape[2], x.shape[3])
+            grad_x = input_grad(grad, weight, ctx.partition, ctx.window, size, is_channels_last(x))
+        if need_weight:
+            kernel = (weight.shape[1], weight.shape[2])
+            grad_weight = weight_grad(grad, x, ctx.partition, ctx.window, kernel)
+        if need_bias:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, grad if need_residual else None, *(None,) * 4
+
+
+class _InputGrad(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: torch.Tensor,
+        weight: torch.Tensor,
+        table: torch.Tensor,
+        partition: Partition,
+        window: Window,
+        size: tuple[int, int],
+        channels_last: bool,
+    ) -> torch.Tensor:
+        return _ops.conv2d_input_grad(
+            grad, weight, table, partition.in_channels, *size, *window, channels_last
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        grad, weight, _, ctx.partition, ctx.window, _, _ = inputs
+        ctx.save_for_backward(grad, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradgrad: torch.Tensor) -> tuple[Grad, ...]:
+        grad, weight = ctx.saved_tensors
+        need_grad, need_weight, *_ = ctx.needs_input_grad
+        by_grad = by_weight = None
+        if need_grad:
+            by_grad = convolve(gradgrad, weight, None, None, ctx.partition, ctx.window, "none")
+        if need_weight:
+            kernel = (weight.shape[1], weight.shape[2])
+            by_weight = weight_grad(grad, gradgrad, ctx.partition, ctx.window, kernel)
+        return by_grad, by_weight, *(None,) * 5
+
+
+class _WeightGrad(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        table: torch.Tensor,
+        partition: Partition,
+        window: Window,
+        kernel: tuple[int, int],
+    ) -> torch.Tensor:
+        return _ops.conv2d_weight_grad(grad, x, table, partition.entries, *kernel, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        grad, x, _, ctx.partition, ctx.window, _ = inputs
+        ctx.save_for_backward(grad, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradgrad: torch.Tensor) -> tuple[Grad, ...]:
+        grad, x = ctx.saved_tensors
+        need_grad, need_x, *_ = ctx.needs_input_grad
+        by_grad = by_x = None
+        if need_grad:
+            by_grad = convolve(x, gradgrad, None, None, ctx.partition, ctx.window, "none")
+        if need_x:
+            size = (x.shape[2], x.shape[3])
+            by_x = input_grad(grad, gradgrad, ctx.partition, ctx.window, size, is_channels_last(x))
+        return by_grad, by_x, *(None,) * 4

@@ -1,0 +1,66 @@
+"""The library's own kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _ops
+from ..autograd import FUSED_IN_TRAINING, convolve
+from ..partition import Partition
+from ..reference import activations
+from ..window import Window
+from .registry import Backend, Call
+
+__all__ = ["NATIVE"]
+
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
+
+
+def _built_with_cuda() -> bool:
+    if _ops.unavailable is not None:
+        return False
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key("groupconv::conv2d", "CUDA")
+    return found
+
+
+_HAS_CUDA = _built_with_cuda()
+
+
+def _why_not(call: Call) -> str | None:
+    if _ops.unavailable is not None:
+        return _ops.unavailable
+    device, dtype, needs_grad, forward_mode = call
+    if forward_mode:
+        return "has no derivatives in forward mode"
+    if device in ("cpu", "meta"):
+        if dtype not in _CPU_DTYPES:
+            return f"has no {dtype} kernels for the CPU, only float32, bfloat16 and float64"
+        return None
+    if device != "cuda":
+        return f"has no kernels for {device} devices"
+    if not _HAS_CUDA:
+        return "was built without CUDA (nvcc was not found, or GROUPCONV_CUDA=OFF)"
+    if dtype not in _CUDA_DTYPES:
+        return f"has no {dtype} kernels for CUDA"
+    if needs_grad:
+        return "has CUDA kernels for the forward pass only, and a gradient is asked for"
+    return None
+
+
+def _convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    partition: Partition,
+    window: Window,
+    activation: str,
+) -> torch.Tensor:
+    if activation in FUSED_IN_TRAINING or not torch.is_grad_enabled():
+        return convolve(x, weight, bias, residual, partition, window, activation)
+    y = convolve(x, weight, bias, residual, partition, window, "none")
+    return activations[activation](y)
+
+
+NATIVE = Backend("native", _why_not, _convolve)

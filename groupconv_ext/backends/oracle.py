@@ -1,0 +1,41 @@
+"""The reference implementation as a backend: slow, and right on every device and dtype."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import reference
+from ..partition import Partition
+from ..window import Window
+from .registry import Backend, Call
+
+__all__ = ["REFERENCE"]
+
+
+def _why_not(call: Call) -> str | None:
+    return None
+
+
+def _convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    partition: Partition,
+    window: Window,
+    activation: str,
+) -> torch.Tensor:
+    return reference.conv2d(
+        x,
+        weight,
+        bias,
+        partition,
+        window.stride,
+        window.padding,
+        window.dilation,
+        activation,
+        residual,
+    )
+
+
+REFERENCE = Backend("reference", _why_not, _convolve)

@@ -1,0 +1,53 @@
+"""A backend is data: a name, a function, and a predicate that answers with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from ..partition import Partition
+from ..window import Window
+
+__all__ = ["Backend", "Call"]
+
+
+class Call(NamedTuple):
+    """What a predicate may look at."""
+
+    device_type: str
+    dtype: torch.dtype
+    needs_grad: bool
+    forward_mode: bool = False  # inside torch.func.jvp, jacfwd, hessian
+
+
+class Convolve(Protocol):
+    """``activation(conv(x) + bias + residual)``, weight packed as ``[entries, kh, kw]``."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        partition: Partition,
+        window: Window,
+        activation: str,
+    ) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute a partitioned convolution.
+
+    Attributes:
+        name: What users ask for.
+        why_not: The reason why it cannot serve a call, or ``None`` where it can.
+        convolve: The computation, differentiable.
+    """
+
+    name: str
+    why_not: Callable[[Call], str | None]
+    convolve: Convolve

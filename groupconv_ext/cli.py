@@ -1,0 +1,186 @@
+"""The command line: ``groupconv <command>``. A command is one entry of ``COMMANDS``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from . import __version__, _ops, bench
+from .bench import plots, problems, publish, terminal
+from .doctor import doctor
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its arguments, and what it does; ``run`` returns the exit status."""
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+class UserError(Exception):
+    """Something the caller can put right; printed without a traceback, exit status 2."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 for a failed run, 2 for a wrong call."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × still gets its table
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(parsed.command.run(parsed))
+    except UserError as error:
+        print(f"groupconv {parsed.command.name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="groupconv",
+        description="Convolutions whose channel groups are learned, permuted or uneven.",
+    )
+    parser.add_argument("--version", action="version", version=f"groupconv-ext {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+    for command in COMMANDS:
+        subparser = commands.add_parser(command.name, help=command.help, description=command.help)
+        command.add_arguments(subparser)
+        subparser.set_defaults(command=command)
+    return parser
+
+
+# ---- bench ---------------------------------------------------------------------------------------
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    suites = parser.add_mutually_exclusive_group()
+    suites.add_argument(
+        "--suite", choices=problems.SUITES, default="quick", help="default: %(default)s"
+    )
+    suites.add_argument(
+        "--quick",
+        dest="suite",
+        action="store_const",
+        const="quick",
+        help="the same as --suite quick: less than two minutes",
+    )
+    parser.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only problems whose name holds TEXT, as --list shows it; several must all occur",
+    )
+    parser.add_argument(
+        "--direction",
+        choices=get_args(problems.Direction),
+        help="only this one",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=get_args(problems.Layout),
+        help="only this one",
+    )
+    parser.add_argument(
+        "--threads", type=_positive, default=1, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("groupconv-bench"),
+        metavar="FOLDER",
+        help="where to leave the report, tables and pictures; default: %(default)s",
+    )
+    parser.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="no progress bar (there is none either when stderr is not a terminal)",
+    )
+    parser.add_argument("--list", action="store_true", help="print the problems and time nothing")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    chosen = problems.select(
+        problems.SUITES[arguments.suite],
+        words=arguments.filter,
+        direction=arguments.direction,
+        layout=arguments.layout,
+    )
+    if not chosen:
+        raise UserError(
+            f"no problem of the {arguments.suite} suite matches; "
+            f"`groupconv bench --suite {arguments.suite} --list` prints their names"
+        )
+    if arguments.list:
+        print("\n".join(problem.name for problem in chosen))
+        return 0
+    _check_writable(arguments.out)
+    if _ops.unavailable is not None:
+        raise UserError(f"there is nothing to time: {_ops.unavailable}")
+    options = bench.Options(threads=arguments.threads, show_progress=arguments.progress)
+    report = bench.run(arguments.suite, chosen, bench.CONTENDERS.values(), options)
+    print(terminal.text(report))
+    paths = publish.publish(report, arguments.out)
+    if not plots.HAVE_MATPLOTLIB:
+        print(f"\nno pictures: {plots.HOW_TO_GET}")
+    print(f"\nreport: {paths[-1]}")
+    return 1 if report.wrong else 0
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before the run, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to --out {folder}: {error.strerror}") from error
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return number
+
+
+# ---- doctor --------------------------------------------------------------------------------------
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser  # takes none
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    del arguments
+    print(doctor())
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "bench",
+        "Time the kernels against every other way to compute the same layers.",
+        _bench_arguments,
+        _bench,
+    ),
+    Command(
+        "doctor",
+        "Say what was built, what this machine can run, and why.",
+        _doctor_arguments,
+        _doctor,
+    ),
+)

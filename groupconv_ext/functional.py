@@ -1,0 +1,201 @@
+"""The partitioned convolution as a function: what layers and users call.
+
+    y[outputs_g] = activation( W_g * x[inputs_g] + bias[outputs_g] + residual[outputs_g] )
+
+for every group g of a :class:`~groupconv_ext.Partition`. Everything that ``F.conv2d`` accepts is
+accepted, everything wrong is refused here, before any kernel sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch.autograd import forward_ad
+
+from .autograd import ACTIVATIONS, wants_grad
+from .backends import Call, choose
+from .partition import Partition
+from .window import IntOrPair, Padding, make_window
+
+__all__ = ["conv1d", "conv2d"]
+
+
+def conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    partition: Partition,
+    stride: IntOrPair = 1,
+    padding: Padding = 0,
+    dilation: IntOrPair = 1,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Convolve ``x`` in the groups of ``partition``.
+
+    Args:
+        x: ``[B, C, H, W]`` or ``[C, H, W]``, any strides; the output keeps its memory format.
+        weight: Packed, ``[partition.entries, kh, kw]``; for even groups also
+            ``[N, C / groups, kh, kw]``, the weight of ``nn.Conv2d(groups=G)`` as it is.
+        bias: ``[N]``.
+        partition: Which inputs each group reads and which outputs it writes.
+        stride: As in ``F.conv2d``, and so are ``padding`` (a number, a pair, ``"same"`` or
+            ``"valid"``) and ``dilation``.
+        padding: See ``stride``.
+        dilation: See ``stride``.
+        activation: ``"relu"``, ``"relu6"``, ``"silu"``, ``"hardswish"`` or ``None``; applied last.
+        residual: Added before the activation; the shape of the output.
+        backend: ``"auto"`` or a name of :func:`groupconv_ext.backends.names`.
+
+    Raises:
+        TypeError: An argument or a dtype of the wrong kind.
+        ValueError: A value that does not fit the partition or the window.
+        groupconv_ext.backends.BackendError: A backend asked for by name that cannot run.
+    """
+    if x.dim() == 3:
+        y = conv2d(
+            x.unsqueeze(0),
+            weight,
+            bias,
+            partition=partition,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            activation=activation,
+            residual=None if residual is None else residual.unsqueeze(0),
+            backend=backend,
+        )
+        return y.squeeze(0)
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {list(x.shape)}; expected [B, C, H, W] or [C, H, W]")
+    if not isinstance(partition, Partition):
+        raise TypeError(f"partition is {partition!r}; expected a groupconv_ext.Partition")
+    device = x.device
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        x, weight, bias, residual = _autocast(x, weight, bias, residual)
+    weight = _packed(weight, partition)
+    batch, channels, height, width = x.shape
+    if channels != partition.in_channels:
+        raise ValueError(
+            f"x has {channels} channels; expected {partition.in_channels} for {partition}"
+        )
+    dtype = x.dtype
+    if not dtype.is_floating_point:
+        raise TypeError(f"x is {dtype}; expected a floating-point dtype")
+    if weight.dtype != dtype or weight.device != device:
+        _refuse_mix("weight", weight, x)
+    if bias is not None:
+        _check_like("bias", bias, x, (partition.out_channels,))
+
+    _, kernel_h, kernel_w = weight.shape
+    window = make_window(kernel_h, kernel_w, stride, padding, dilation)
+    out_size = window.output_size(height, width, kernel_h, kernel_w)
+    if residual is not None:
+        _check_like("residual", residual, x, (batch, partition.out_channels, *out_size))
+    if activation is None:
+        activation = "none"
+    elif activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; expected None or one of {ACTIVATIONS}")
+
+    needs_grad = wants_grad(x, weight, bias, residual)
+    call = Call(device.type, dtype, needs_grad, forward_ad._current_level >= 0)
+    chosen = choose(backend, call)
+    return chosen.convolve(x, weight, bias, residual, partition, window, activation)
+
+
+def conv1d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    partition: Partition,
+    stride: IntOrPair = 1,
+    padding: Padding = 0,
+    dilation: IntOrPair = 1,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """:func:`conv2d` over sequences ``[B, C, L]`` or ``[C, L]``, with a weight ``[entries, k]``.
+
+    For even groups the weight of ``nn.Conv1d(groups=G)``, ``[N, C / groups, k]``, is taken as well.
+    """
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x has shape {list(x.shape)}; expected [B, C, L] or [C, L]")
+    if weight.dim() not in (2, 3):
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; expected [entries, k] or [N, C / groups, k]"
+        )
+    y = conv2d(
+        x.unsqueeze(-2),
+        weight.unsqueeze(-2),
+        bias,
+        partition=partition,
+        stride=(1, _single("stride", stride)),
+        padding=padding if isinstance(padding, str) else (0, _single("padding", padding)),
+        dilation=(1, _single("dilation", dilation)),
+        activation=activation,
+        residual=None if residual is None else residual.unsqueeze(-2),
+        backend=backend,
+    )
+    return y.squeeze(-2)
+
+
+def _single(name: str, value: IntOrPair) -> int:
+    if not isinstance(value, Sequence):
+        return value
+    if isinstance(value, str) or len(value) != 1:
+        raise TypeError(f"{name} is {value!r}; expected an int")
+    return value[0]
+
+
+def _packed(weight: torch.Tensor, partition: Partition) -> torch.Tensor:
+    """The weight as ``[entries, kh, kw]``."""
+    _, ins = partition.sizes[0]
+    if weight.dim() == 4 and partition.is_even:
+        if weight.shape[0] == partition.out_channels and weight.shape[1] == ins:
+            return weight.flatten(0, 1)
+    elif weight.dim() == 3 and weight.shape[0] == partition.entries:
+        return weight
+    also = f" or [{partition.out_channels}, {ins}, kh, kw]" if partition.is_even else ""
+    raise ValueError(
+        f"weight has shape {list(weight.shape)}; expected [{partition.entries}, kh, kw]{also} "
+        f"for {partition}"
+    )
+
+
+def _check_like(name: str, tensor: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
+    if tensor.dtype != x.dtype or tensor.device != x.device:
+        _refuse_mix(name, tensor, x)
+
+
+def _refuse_mix(name: str, tensor: torch.Tensor, x: torch.Tensor) -> NoReturn:
+    if tensor.dtype != x.dtype:
+        raise TypeError(
+            f"{name} is {tensor.dtype} and x is {x.dtype}; convert one, or use torch.autocast"
+        )
+    raise ValueError(f"{name} is on {tensor.device} and x is on {x.device}; move one of them")
+
+
+def _autocast(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """As ``F.conv2d`` under autocast: everything in the lower precision, float64 left alone."""
+    if x.dtype == torch.float64:
+        return x, weight, bias, residual
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return (
+        x.to(dtype),
+        weight.to(dtype),
+        None if bias is None else bias.to(dtype),
+        None if residual is None else residual.to(dtype),
+    )

@@ -1,0 +1,187 @@
+"""Every operation again in slow, obvious PyTorch: the oracle of the tests, and a fallback.
+
+For an image x, a Partition with groups g, and packed weight blocks W_g::
+
+    y[outputs_g] = act( W_g * pad(x[inputs_g]) + bias[outputs_g] + residual[outputs_g] )
+
+with * the usual cross-correlation, strided and dilated. One loop over the groups, nothing clever:
+what can be read off the formula cannot be wrong in the same way as a kernel. Any floating dtype
+and device; plain autograd differentiates everything here, the two gradients included.
+
+Shapes: x ``[B, C, H, W]``, packed weight ``[entries, kh, kw]``, bias ``[N]``, residual like y
+``[B, N, H', W']``. ``padding`` is ``(top, bottom, left, right)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import torch
+from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from .partition import Partition
+
+__all__ = ["activations", "conv2d", "conv2d_input_grad", "conv2d_weight_grad", "output_size"]
+
+Pair: TypeAlias = tuple[int, int]
+Padding: TypeAlias = tuple[int, int, int, int]
+
+activations: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda x: x,
+    "relu": functional.relu,
+    "relu6": functional.relu6,
+    "silu": functional.silu,
+    "hardswish": functional.hardswish,
+}
+"""Every activation by its name; the position is the code that the native operations take."""
+
+
+def conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    partition: Partition,
+    stride: Pair = (1, 1),
+    padding: Padding = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The partitioned convolution with its epilogue, ``act(conv(x) + bias + residual)``."""
+    batch, channels, *input_size = x.shape
+    if channels != partition.in_channels:
+        raise ValueError(f"x has {channels} channels; expected {partition.in_channels}")
+    out_size = output_size(input_size, weight.shape[1:], stride, padding, dilation)
+    padded = _pad(x, padding)
+    results = []
+    for inputs, outputs, block in _groups(partition, weight):
+        if inputs.numel() and outputs.numel():
+            results.append(
+                functional.conv2d(_select(padded, inputs), block, None, stride, 0, dilation)
+            )
+        else:
+            results.append(x.new_zeros(batch, outputs.numel(), *out_size))
+    # Every output channel stands in exactly one result, so sorting by channel is all that is left.
+    y = torch.cat(results, 1).index_select(1, _order(partition.outputs, x.device))
+    if bias is not None:
+        y = y + bias[:, None, None]
+    if residual is not None:
+        y = y + residual
+    return _activation(activation)(y)
+
+
+def conv2d_input_grad(
+    grad_output: torch.Tensor,
+    weight: torch.Tensor,
+    partition: Partition,
+    input_size: Pair,
+    stride: Pair = (1, 1),
+    padding: Padding = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+) -> torch.Tensor:
+    """∂L/∂x for x of height and width ``input_size``, from ∂L/∂y of the bare convolution.
+
+    Each group's transposed convolution is added to the channels it reads; channels that several
+    groups read collect all of them, and channels that none reads stay zero.
+    """
+    top, bottom, left, right = padding
+    height, width = input_size
+    batch = grad_output.shape[0]
+    padded_size = (height + top + bottom, width + left + right)
+    grad = grad_output.new_zeros(batch, partition.in_channels, *padded_size)
+    for inputs, outputs, block in _groups(partition, weight):
+        if inputs.numel() and outputs.numel():
+            read_shape = (batch, inputs.numel(), *padded_size)
+            written = _select(grad_output, outputs)
+            read = conv2d_input(read_shape, block, written, stride, 0, dilation)  # type: ignore[no-untyped-call]
+            grad = grad.index_add(1, inputs, read)
+    return grad[:, :, top : top + height, left : left + width]
+
+
+def conv2d_weight_grad(
+    grad_output: torch.Tensor,
+    x: torch.Tensor,
+    partition: Partition,
+    kernel_size: Pair,
+    stride: Pair = (1, 1),
+    padding: Padding = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+) -> torch.Tensor:
+    """∂L/∂weight, packed, from ∂L/∂y of the bare convolution."""
+    padded = _pad(x, padding)
+    grads = [x.new_zeros(0, *kernel_size)]
+    for inputs, outputs in _index_pairs(partition, x.device):
+        if inputs.numel() and outputs.numel():
+            block_shape = (outputs.numel(), inputs.numel(), *kernel_size)
+            read, written = _select(padded, inputs), _select(grad_output, outputs)
+            block = conv2d_weight(read, block_shape, written, stride, 0, dilation)  # type: ignore[no-untyped-call]
+            grads.append(block.flatten(0, 1))
+    return torch.cat(grads)
+
+
+def output_size(
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+) -> Pair:
+    """Height and width of the output; an error where the kernel exceeds the padded input."""
+    top, bottom, left, right = padding
+    padded = (input_size[0] + top + bottom, input_size[1] + left + right)
+    spans = (dilation[0] * (kernel_size[0] - 1) + 1, dilation[1] * (kernel_size[1] - 1) + 1)
+    if spans[0] > padded[0] or spans[1] > padded[1]:
+        raise ValueError(
+            f"the kernel spans {spans[0]}×{spans[1]} pixels but the padded input has only "
+            f"{padded[0]}×{padded[1]}"
+        )
+    return (padded[0] - spans[0]) // stride[0] + 1, (padded[1] - spans[1]) // stride[1] + 1
+
+
+def _activation(name: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    if (name or "none") not in activations:
+        raise ValueError(f"activation is {name!r}; expected None or one of {list(activations)}")
+    return activations[name or "none"]
+
+
+def _pad(x: torch.Tensor, padding: Padding) -> torch.Tensor:
+    top, bottom, left, right = padding
+    return functional.pad(x, (left, right, top, bottom))
+
+
+def _select(x: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+    # Contiguous, because PyTorch's weight gradient of a strided 1×1 convolution corrupts memory on
+    # channels_last inputs with channel counts off the vector width (seen in 2.13 and 2.15).
+    return x.index_select(1, channels).contiguous()
+
+
+def _index_pairs(
+    partition: Partition, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for inputs, outputs in zip(partition.inputs, partition.outputs, strict=True):
+        yield _index(inputs, device), _index(outputs, device)
+
+
+def _groups(
+    partition: Partition, weight: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Every group's inputs, outputs, and block ``[outputs, inputs, kh, kw]`` of the weight."""
+    if weight.shape[0] != partition.entries:
+        raise ValueError(
+            f"weight has {weight.shape[0]} entries; expected {partition.entries} for {partition}"
+        )
+    blocks = torch.split(weight, [outs * ins for outs, ins in partition.sizes])
+    pairs = _index_pairs(partition, weight.device)
+    for (inputs, outputs), block in zip(pairs, blocks, strict=True):
+        yield inputs, outputs, block.view(outputs.numel(), inputs.numel(), *weight.shape[1:])
+
+
+def _order(lists: tuple[tuple[int, ...], ...], device: torch.device) -> torch.Tensor:
+    """Where each channel stands in the concatenated lists."""
+    return _index([channel for group in lists for channel in group], device).argsort()
+
+
+def _index(channels: Sequence[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(channels, dtype=torch.int64, device=device)

@@ -1,0 +1,67 @@
+"""What every test may rely on.
+
+Fresh memory is poisoned: whatever PyTorch allocates without filling holds NaN (integers: their
+largest value), so a result that was never written cannot pass for a right one. Every test starts
+from the same random state, and every Hypothesis example replays with its own.
+"""
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+# Both are read once, when torch is loaded. Deterministic mode, which the poison needs, asks for the
+# first. The second: threads that spin while they wait make small tensors ten times slower as soon
+# as anything else runs on the machine, another worker of pytest-xdist for example.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+
+
+class TorchRandom:
+    """PyTorch's global generator as Hypothesis wants to see it: seeded anew for each example."""
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def getstate(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+TORCH_RANDOM = TorchRandom()  # Hypothesis itself holds it weakly only
+hypothesis.register_random(TORCH_RANDOM)
+
+# No deadlines: the first example of a test pays for what the others find loaded.
+hypothesis.settings.register_profile("dev", deadline=None)
+# The same examples in every run, and a failing one printed so that it can be replayed anywhere.
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What deterministic mode has to say about CUDA operations without such a version.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:.*does not have a deterministic implementation:UserWarning"
+    )
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fill fresh memory with NaN; a side effect of deterministic mode, which only warns here."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)

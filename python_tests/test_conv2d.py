@@ -1,0 +1,359 @@
+"""The native convolution against the oracle: every ISA, dtype, layout, window and partition."""
+
+import itertools
+import os
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers import (
+    DTYPES,
+    GEOMETRIES,
+    ISAS,
+    LAYOUTS,
+    PARTITIONS,
+    Geometry,
+    Layout,
+    assert_within_rounding,
+    check_native,
+    exact,
+    forced_isa,
+    geometries,
+    needs_native,
+    partitions,
+    tensors,
+    window_of,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+import groupconv_ext as gc
+from groupconv_ext import Partition, reference
+from groupconv_ext.autograd import ACTIVATIONS
+from groupconv_ext.backends.native import NATIVE
+from groupconv_ext.backends.oracle import REFERENCE
+from groupconv_ext.backends.registry import Convolve
+
+pytestmark = [needs_native, pytest.mark.native]
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+each_partition = pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS.keys())
+each_geometry = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+
+# Overlapping, ragged, with an unread channel, and enough channels for a block of a transpose.
+MIXED = Partition(
+    19,
+    21,
+    [range(17), [3, 18, 9], [], [0, 16, 5, 2]],
+    [range(3, 21, 2), [1, 0], [2], range(4, 21, 2)],
+)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    with forced_isa(request.param):
+        yield request.param
+
+
+# ---- the grid -----------------------------------------------------------------------------------
+
+
+@each_partition
+@each_dtype
+def test_every_partition(isa: str, dtype: torch.dtype, partition: Partition) -> None:
+    for geometry in GEOMETRIES.values():
+        check_native(partition, geometry, *tensors(partition, geometry, dtype=dtype))
+
+
+@each_layout
+@each_dtype
+def test_every_layout(isa: str, dtype: torch.dtype, layout: Layout) -> None:
+    for geometry in GEOMETRIES.values():
+        x, weight, bias = tensors(MIXED, geometry, dtype=dtype)
+        check_native(MIXED, geometry, layout(x), weight, bias, grad_layout=layout)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@each_dtype
+def test_every_epilogue(isa: str, dtype: torch.dtype, activation: str) -> None:
+    geometries = (Geometry((7, 5)), GEOMETRIES["strided"], GEOMETRIES["3×3"])
+    layouts = ("NCHW", "channels_last", "columns sliced")
+    for geometry, layout in itertools.product(geometries, layouts):
+        x, weight, bias = tensors(MIXED, geometry, dtype=dtype)
+        y = reference.conv2d(x, weight, bias, MIXED, *geometry.window)
+        residuals = (None, 3 * torch.randn_like(y), LAYOUTS["rows sliced"](torch.randn_like(y)))
+        for added, residual in itertools.product((None, bias), residuals):
+            check_native(MIXED, geometry, LAYOUTS[layout](x), weight, added, residual, activation)
+
+
+# Where vectors, register tiles and cache tiles end.
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "groups", "size", "kernel", "batch"),
+    [
+        (40, 33, 1, (7, 7), 1, 2),  # one pixel beyond the vectors, deep enough to be done apart
+        (66, 70, 2, (1, 35), 1, 1),
+        (128, 8, 1, (70, 71), 1, 1),  # tiles of one long row
+        (64, 64, 4, (56, 56), 3, 1),  # tiles of rows
+        (33, 9, 1, (3, 3001), 3, 1),  # tiles of parts of a row
+        (16, 24, 8, (6, 5), 3, 11),  # more images than slices
+        (256, 256, 256, (5, 5), 3, 1),
+    ],
+)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@each_dtype
+def test_ends_of_tiles(
+    isa: str,
+    dtype: torch.dtype,
+    layout: str,
+    channels: int,
+    out_channels: int,
+    groups: int,
+    size: tuple[int, int],
+    kernel: int,
+    batch: int,
+) -> None:
+    pad = kernel // 2
+    geometry = Geometry(size, (kernel, kernel), padding=(pad, pad, pad, pad))
+    partition = Partition.random(channels, out_channels, groups, seed=0)
+    x, weight, bias = tensors(partition, geometry, batch, dtype)
+    check_native(partition, geometry, LAYOUTS[layout](x), weight, bias, None, "relu")
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@each_dtype
+def test_every_number_of_pixels_and_rows(isa: str, dtype: torch.dtype, layout: str) -> None:
+    for count in range(1, 68):
+        partition = Partition.contiguous(2, count % 18 + 1, 1)
+        geometry = Geometry((1, count))
+        x, weight, bias = tensors(partition, geometry, 1, dtype)
+        check_native(partition, geometry, LAYOUTS[layout](x), weight, bias)
+
+
+# ---- at random ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=200)
+@given(
+    partitions(max_channels=20),
+    geometries(max_size=12),
+    st.integers(0, 3),
+    st.sampled_from(DTYPES),
+    st.sampled_from(sorted(LAYOUTS)),
+    st.sampled_from(sorted(LAYOUTS)),
+    st.sampled_from(ISAS or [""]),
+)
+def test_anything(
+    partition: Partition,
+    geometry: Geometry,
+    batch: int,
+    dtype: torch.dtype,
+    layout: str,
+    grad_layout: str,
+    isa: str,
+) -> None:
+    x, weight, bias = tensors(partition, geometry, batch, dtype)
+    with forced_isa(isa):
+        x = LAYOUTS[layout](x)
+        check_native(partition, geometry, x, weight, bias, grad_layout=LAYOUTS[grad_layout])
+
+
+def random_partition(rng: random.Random) -> Partition:
+    groups, outs, ins = rng.randint(1, 5), rng.randint(1, 40), rng.randint(1, 40)
+    if rng.random() < 0.5:
+        return Partition.random(ins, outs, groups, seed=rng.randrange(99), uneven=True)
+    if rng.random() < 0.5:
+        return Partition.random(ins * groups, outs * groups, groups, seed=rng.randrange(99))
+    labels = [rng.randrange(groups) for _ in range(outs)]
+    return Partition(
+        ins,
+        outs,
+        [rng.sample(range(ins), rng.randint(0, ins)) for _ in range(groups)],
+        [[n for n, label in enumerate(labels) if label == g] for g in range(groups)],
+    )
+
+
+def random_geometry(rng: random.Random) -> Geometry:
+    kernel, stride, dilation = (
+        (rng.choice((1, 1, 2, 3, 5)), rng.choice((1, 1, 2, 3))),
+        (rng.choice((1, 1, 1, 2, 3)), rng.choice((1, 1, 1, 2, 3))),
+        (rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 3))),
+    )
+    top, bottom, left, right = (rng.choice((0, 0, 1, 2, 4)) for _ in range(4))
+    height, width = (
+        max(1, dilation[i] * (kernel[i] - 1) + 1 - pad) + rng.choice((0, 1, 3, rng.randrange(20)))
+        for i, pad in enumerate((top + bottom, left + right))
+    )
+    return Geometry((height, width), kernel, stride, (top, bottom, left, right), dilation)
+
+
+def check_random_case(seed: int) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    partition, geometry = random_partition(rng), random_geometry(rng)
+    x, weight, bias = tensors(partition, geometry, rng.randint(1, 6), rng.choice(DTYPES))
+    size = reference.output_size(geometry.input_size, geometry.kernel_size, *geometry.window)
+    residual = x.new_empty(len(x), partition.out_channels, *size).normal_()
+    layout, grad_layout, residual_layout = (rng.choice(list(LAYOUTS.values())) for _ in range(3))
+    with forced_isa(rng.choice(ISAS)):
+        check_native(
+            partition,
+            geometry,
+            layout(x),
+            weight,
+            rng.choice((None, bias)),
+            rng.choice((None, residual_layout(residual))),
+            rng.choice(ACTIVATIONS),
+            grad_layout,
+        )
+
+
+def test_thousands_of_random_cases() -> None:
+    first = int(os.environ.get("GROUPCONV_SEED", time.time_ns() % 2**31))
+    end = time.monotonic() + 12
+    for seed in range(first, first + 5000):
+        try:
+            check_random_case(seed)
+        except BaseException:
+            print(f"replay with GROUPCONV_SEED={seed}")
+            raise
+        if time.monotonic() > end:
+            return
+
+
+# ---- the sizes at which things end --------------------------------------------------------------
+
+
+@each_partition
+@each_dtype
+def test_empty_batch(isa: str, dtype: torch.dtype, partition: Partition) -> None:
+    geometry = GEOMETRIES["strided"]
+    x, weight, bias = tensors(partition, geometry, 0, dtype)
+    check_native(partition, geometry, x, weight, bias)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry((0, 3), (2, 1), padding=(1, 1, 0, 0)),
+        Geometry((3, 0), (1, 2), padding=(0, 0, 2, 0)),
+        Geometry((0, 0), (1, 1), padding=(0, 1, 1, 0)),
+        Geometry((1, 1)),
+        Geometry((1, 1), (3, 3), padding=(1, 1, 1, 1)),
+        Geometry((1, 1), stride=(5, 7)),
+        Geometry((4, 4), (1, 1), padding=(5, 5, 5, 5), stride=(6, 6)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_images_of_no_or_one_pixel(isa: str, layout: str, geometry: Geometry) -> None:
+    for partition in (MIXED, PARTITIONS["depthwise"], Partition.contiguous(1, 1, 1)):
+        x, weight, bias = tensors(partition, geometry, dtype=torch.float32)
+        check_native(partition, geometry, LAYOUTS[layout](x), weight, bias)
+
+
+def test_an_image_of_no_pixels_has_no_window() -> None:
+    one = Partition.contiguous(2, 1, 1)
+    with pytest.raises(ValueError, match=r"the kernel spans 1×1 pixels but .* only 0×4"):
+        gc.conv2d(torch.ones(1, 2, 0, 4), torch.ones(2, 1, 1), partition=one)
+
+
+# ---- the public function ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((1, 1), {}),
+        ((1, 1), {"stride": 2}),
+        ((1, 1), {"padding": 1}),
+        ((3, 3), {"padding": 1}),
+        ((3, 3), {"padding": 1, "stride": 2}),
+        ((3, 3), {"padding": (0, 1), "stride": (3, 1)}),
+        ((5, 1), {"padding": (2, 0)}),
+        ((2, 4), {"padding": "same"}),
+        ((4, 3), {"padding": "same", "dilation": (1, 2)}),
+        ((2, 2), {"padding": "valid", "stride": [2, 3]}),
+        ((3, 3), {"padding": [2], "dilation": 2}),
+        ((6, 7), {}),
+    ],
+)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_takes_what_conv2d_takes(kernel: tuple[int, int], options: dict, layout: str) -> None:
+    partition = PARTITIONS["permuted"]
+    x, weight, bias = tensors(partition, Geometry((6, 7), kernel))
+    x = LAYOUTS[layout](x)
+
+    def masked(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return functional.conv2d(x, partition.unpack(weight), bias, **options)
+
+    even = weight.view(8, 6, *kernel)
+    for w in (weight, even):
+        y = gc.conv2d(x, w, bias, partition=partition, **options)
+        assert_within_rounding(y, exact(masked, x, weight, bias))
+        one = gc.conv2d(x[0], w, partition=partition, **options)
+        assert_within_rounding(one, exact(masked, x[0], weight))
+
+
+def test_numbers_of_other_libraries() -> None:
+    numpy = pytest.importorskip("numpy")
+    x, weight, _ = tensors(MIXED, GEOMETRIES["3×3"])
+    expected = gc.conv2d(x, weight, partition=MIXED, stride=2, padding=(1, 2), dilation=1)
+    two, one = numpy.int64(2), numpy.int32(1)
+    actual = gc.conv2d(x, weight, partition=MIXED, stride=two, padding=(one, two), dilation=one)
+    assert torch.equal(actual, expected)
+
+
+def test_a_view_with_pending_negation() -> None:
+    x = torch.randn(2, 19, 4, 4, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    weight = torch.randn(MIXED.entries, 1, 1)
+    actual = gc.conv2d(x, weight, partition=MIXED, backend="native")
+    assert torch.equal(actual, gc.conv2d(x.clone(), weight, partition=MIXED, backend="native"))
+
+
+@each_layout
+@each_dtype
+def test_output_lies_in_memory_as_conv2ds(dtype: torch.dtype, layout: Layout) -> None:
+    dense = Partition.contiguous(4, 6, 1)
+    weight = torch.randn(6, 4, 3, 3, dtype=dtype)
+    for shape in ((2, 4, 5, 6), (1, 4, 5, 6), (2, 4, 1, 6), (2, 4, 5, 1), (1, 4, 1, 1)):
+        x = layout(torch.randn(shape, dtype=dtype))
+        expected = functional.conv2d(x, weight, padding=1).stride()
+        x.requires_grad_()
+        y = gc.conv2d(x, weight, partition=dense, padding=1, backend="native")
+        assert y.stride() == expected, shape
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@each_geometry
+@each_dtype
+def test_nan_and_inf_stay_where_they_belong(
+    isa: str, dtype: torch.dtype, geometry: Geometry, bad: float
+) -> None:
+    """In the outputs and gradients whose sums contain them, and nowhere else."""
+    image, weight, _ = (t.abs() + 0.1 for t in tensors(MIXED, geometry, dtype=dtype))
+    spoiled = image.clone()
+    spoiled[1, 3, -1, -1] = bad
+
+    def finite(convolve: Convolve, x: torch.Tensor, spoil_grad: bool) -> list[torch.Tensor]:
+        x = x.detach().requires_grad_()
+        w = weight.to(x.dtype).requires_grad_()
+        y = convolve(x, w, None, None, MIXED, window_of(geometry), "none")
+        grad = torch.ones_like(y)
+        if spoil_grad:
+            grad[0, 4, 0, -1] = bad
+        return [t.isfinite() for t in (y, *torch.autograd.grad(y, (x, w), grad))]
+
+    for x, spoil_grad in ((spoiled, False), (image, True)):
+        # In float64: oneDNN, which sums bfloat16 for the reference, spreads them further.
+        expected = finite(REFERENCE.convolve, x.double(), spoil_grad)
+        for layout in ("NCHW", "channels_last"):
+            found = finite(NATIVE.convolve, LAYOUTS[layout](x), spoil_grad)
+            for name, actual, wanted in zip(("y", "∂x", "∂weight"), found, expected, strict=True):
+                assert torch.equal(actual, wanted), (name, layout)

@@ -64,6 +64,13 @@ def _empty(
     return like.new_empty_strided(sizes, strides)
 
 
+def _check_devices(*tensors: torch.Tensor | None) -> None:
+    # One meta tensor among real ones brings a call here too: nothing in its result would be set.
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise RuntimeError(f"the operands are on {sorted(map(str, devices))}; expected one device")
+
+
 def _fake_conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -73,6 +80,7 @@ def _fake_conv2d(
     out_channels: int,
     *window_and_activation: int,
 ) -> torch.Tensor:
+    _check_devices(x, weight, bias, residual, table)
     window = Window(*window_and_activation[:8])
     size = window.output_size(x.shape[2], x.shape[3], weight.shape[1], weight.shape[2])
     return _empty(x, (x.shape[0], out_channels, *size), is_channels_last(x))
@@ -87,6 +95,7 @@ def _fake_input_grad(
     width: int,
     *window_and_layout: int,
 ) -> torch.Tensor:
+    _check_devices(grad, weight, table)
     sizes = (grad.shape[0], in_channels, height, width)
     return _empty(grad, sizes, bool(window_and_layout[-1]))
 
@@ -100,6 +109,7 @@ def _fake_weight_grad(
     kernel_w: int,
     *window: int,
 ) -> torch.Tensor:
+    _check_devices(grad, x, table)
     return x.new_empty(entries, kernel_h, kernel_w)
 
 

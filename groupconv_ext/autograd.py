@@ -17,6 +17,7 @@ function in front of it that skips the Function where no gradient is asked for.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, TypeAlias
 
 import torch
@@ -110,6 +111,16 @@ def wants_grad(*tensors: torch.Tensor | None) -> bool:
     return False
 
 
+def _quick_to_apply(
+    function: type[torch.autograd.Function],
+) -> type[torch.autograd.Function]:
+    """Spare every call a third: ``apply`` asks for the signature of ``forward`` each time."""
+    forward: Any = function.forward
+    forward.__signature__ = inspect.signature(forward)
+    return function
+
+
+@_quick_to_apply
 class _Convolution(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -152,6 +163,7 @@ class _Convolution(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, grad if need_residual else None, *(None,) * 4
 
 
+@_quick_to_apply
 class _InputGrad(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -187,6 +199,7 @@ class _InputGrad(torch.autograd.Function):
         return by_grad, by_weight, *(None,) * 5
 
 
+@_quick_to_apply
 class _WeightGrad(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from . import _ops, backends
-from .partition import Partition
 
 __all__ = ["doctor"]
 

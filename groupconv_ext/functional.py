@@ -13,11 +13,12 @@ from typing import NoReturn
 
 import torch
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from .autograd import ACTIVATIONS, wants_grad
-from .backends import Call, choose
+from .backends import Backend, Call, choose
 from .partition import Partition
-from .window import IntOrPair, Padding, make_window
+from .window import IntOrPair, Padding, Window, make_window
 
 __all__ = ["conv1d", "conv2d"]
 
@@ -56,7 +57,8 @@ def conv2d(
         ValueError: A value that does not fit the partition or the window.
         groupconv_ext.backends.BackendError: A backend asked for by name that cannot run.
     """
-    if x.dim() == 3:
+    rank = x.dim()
+    if rank == 3:
         y = conv2d(
             x.unsqueeze(0),
             weight,
@@ -70,7 +72,7 @@ def conv2d(
             backend=backend,
         )
         return y.squeeze(0)
-    if x.dim() != 4:
+    if rank != 4:
         raise ValueError(f"x has shape {list(x.shape)}; expected [B, C, H, W] or [C, H, W]")
     if not isinstance(partition, Partition):
         raise TypeError(f"partition is {partition!r}; expected a groupconv_ext.Partition")
@@ -78,33 +80,32 @@ def conv2d(
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         x, weight, bias, residual = _autocast(x, weight, bias, residual)
     weight = _packed(weight, partition)
-    batch, channels, height, width = x.shape
-    if channels != partition.in_channels:
-        raise ValueError(
-            f"x has {channels} channels; expected {partition.in_channels} for {partition}"
-        )
-    dtype = x.dtype
-    if not dtype.is_floating_point:
-        raise TypeError(f"x is {dtype}; expected a floating-point dtype")
-    if weight.dtype != dtype or weight.device != device:
-        _refuse_mix("weight", weight, x)
-    if bias is not None:
-        _check_like("bias", bias, x, (partition.out_channels,))
-
-    _, kernel_h, kernel_w = weight.shape
-    window = make_window(kernel_h, kernel_w, stride, padding, dilation)
-    out_size = window.output_size(height, width, kernel_h, kernel_w)
-    if residual is not None:
-        _check_like("residual", residual, x, (batch, partition.out_channels, *out_size))
+    window = make_window(weight.shape[1], weight.shape[2], stride, padding, dilation)
     if activation is None:
         activation = "none"
     elif activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; expected None or one of {ACTIVATIONS}")
-
-    needs_grad = wants_grad(x, weight, bias, residual)
-    call = Call(device.type, dtype, needs_grad, forward_ad._current_level >= 0)
-    chosen = choose(backend, call)
+    needs_grad = torch.is_grad_enabled() and wants_grad(x, weight, bias, residual)
+    call = (device.type, x.dtype, needs_grad, forward_ad._current_level >= 0)
+    chosen = None if is_compiling() else _choices.get((backend, call))
+    if chosen is None:
+        chosen = choose(backend, Call(*call))
+        if not is_compiling():
+            _choices[backend, call] = chosen
+    elif chosen.checks_operands:
+        # Looking at every operand from Python takes as long as a small convolution, so only a call
+        # that was refused is looked at again: to say why in the same words as everywhere.
+        try:
+            return chosen.convolve(x, weight, bias, residual, partition, window, activation)
+        except RuntimeError:
+            _check_operands(x, weight, bias, residual, partition, window)
+            raise
+    _check_operands(x, weight, bias, residual, partition, window)
     return chosen.convolve(x, weight, bias, residual, partition, window, activation)
+
+
+_choices: dict[tuple[str, tuple[str, torch.dtype, bool, bool]], Backend] = {}
+"""What was chosen before; the answer depends on nothing else."""
 
 
 def conv1d(
@@ -166,6 +167,30 @@ def _packed(weight: torch.Tensor, partition: Partition) -> torch.Tensor:
         f"weight has shape {list(weight.shape)}; expected [{partition.entries}, kh, kw]{also} "
         f"for {partition}"
     )
+
+
+def _check_operands(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    partition: Partition,
+    window: Window,
+) -> None:
+    batch, channels, height, width = x.shape
+    if channels != partition.in_channels:
+        raise ValueError(
+            f"x has {channels} channels; expected {partition.in_channels} for {partition}"
+        )
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}; expected a floating-point dtype")
+    if weight.dtype != x.dtype or weight.device != x.device:
+        _refuse_mix("weight", weight, x)
+    if bias is not None:
+        _check_like("bias", bias, x, (partition.out_channels,))
+    out_size = window.output_size(height, width, weight.shape[1], weight.shape[2])
+    if residual is not None:
+        _check_like("residual", residual, x, (batch, partition.out_channels, *out_size))
 
 
 def _check_like(name: str, tensor: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...]) -> None:

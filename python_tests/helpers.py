@@ -14,6 +14,7 @@ from torch.nn import functional
 from groupconv_ext import _ops, reference
 from groupconv_ext.autograd import FUSED_IN_TRAINING
 from groupconv_ext.backends.native import NATIVE
+from groupconv_ext.backends.registry import Backend
 from groupconv_ext.partition import Partition
 from groupconv_ext.window import Window
 
@@ -297,7 +298,7 @@ def window_of(geometry: Geometry) -> Window:
     return Window(*geometry.stride, *geometry.padding, *geometry.dilation)
 
 
-def check_native(
+def check_convolution(
     partition: Partition,
     geometry: Geometry,
     x: torch.Tensor,
@@ -306,8 +307,9 @@ def check_native(
     residual: torch.Tensor | None = None,
     activation: str = "none",
     grad_layout: Layout = torch.Tensor.contiguous,
+    backend: Backend = NATIVE,
 ) -> None:
-    """The native kernels against the oracle: forward pass and, through autograd, all gradients."""
+    """A backend against the oracle: forward pass and, through autograd, both gradients."""
 
     def forward(
         x: torch.Tensor,
@@ -328,7 +330,7 @@ def check_native(
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     differentiable = activation in FUSED_IN_TRAINING
     with torch.set_grad_enabled(differentiable):
-        y = NATIVE.convolve(x, weight, bias, residual, partition, window_of(geometry), activation)
+        y = backend.convolve(x, weight, bias, residual, partition, window_of(geometry), activation)
     assert y.dtype == x.dtype
     assert_within_rounding(y, exact(forward, x, weight, bias, residual), activation)
     if not differentiable:

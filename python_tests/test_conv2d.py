@@ -17,7 +17,7 @@ from helpers import (
     Geometry,
     Layout,
     assert_within_rounding,
-    check_native,
+    check_convolution,
     exact,
     forced_isa,
     geometries,
@@ -66,7 +66,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @each_dtype
 def test_every_partition(isa: str, dtype: torch.dtype, partition: Partition) -> None:
     for geometry in GEOMETRIES.values():
-        check_native(partition, geometry, *tensors(partition, geometry, dtype=dtype))
+        check_convolution(partition, geometry, *tensors(partition, geometry, dtype=dtype))
 
 
 @each_layout
@@ -74,7 +74,7 @@ def test_every_partition(isa: str, dtype: torch.dtype, partition: Partition) -> 
 def test_every_layout(isa: str, dtype: torch.dtype, layout: Layout) -> None:
     for geometry in GEOMETRIES.values():
         x, weight, bias = tensors(MIXED, geometry, dtype=dtype)
-        check_native(MIXED, geometry, layout(x), weight, bias, grad_layout=layout)
+        check_convolution(MIXED, geometry, layout(x), weight, bias, grad_layout=layout)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -87,7 +87,9 @@ def test_every_epilogue(isa: str, dtype: torch.dtype, activation: str) -> None:
         y = reference.conv2d(x, weight, bias, MIXED, *geometry.window)
         residuals = (None, 3 * torch.randn_like(y), LAYOUTS["rows sliced"](torch.randn_like(y)))
         for added, residual in itertools.product((None, bias), residuals):
-            check_native(MIXED, geometry, LAYOUTS[layout](x), weight, added, residual, activation)
+            check_convolution(
+                MIXED, geometry, LAYOUTS[layout](x), weight, added, residual, activation
+            )
 
 
 # Where vectors, register tiles and cache tiles end.
@@ -120,7 +122,7 @@ def test_ends_of_tiles(
     geometry = Geometry(size, (kernel, kernel), padding=(pad, pad, pad, pad))
     partition = Partition.random(channels, out_channels, groups, seed=0)
     x, weight, bias = tensors(partition, geometry, batch, dtype)
-    check_native(partition, geometry, LAYOUTS[layout](x), weight, bias, None, "relu")
+    check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias, None, "relu")
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
@@ -130,7 +132,7 @@ def test_every_number_of_pixels_and_rows(isa: str, dtype: torch.dtype, layout: s
         partition = Partition.contiguous(2, count % 18 + 1, 1)
         geometry = Geometry((1, count))
         x, weight, bias = tensors(partition, geometry, 1, dtype)
-        check_native(partition, geometry, LAYOUTS[layout](x), weight, bias)
+        check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
 
 
 # ---- at random ----------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ def test_anything(
     x, weight, bias = tensors(partition, geometry, batch, dtype)
     with forced_isa(isa):
         x = LAYOUTS[layout](x)
-        check_native(partition, geometry, x, weight, bias, grad_layout=LAYOUTS[grad_layout])
+        check_convolution(partition, geometry, x, weight, bias, grad_layout=LAYOUTS[grad_layout])
 
 
 def random_partition(rng: random.Random) -> Partition:
@@ -199,7 +201,7 @@ def check_random_case(seed: int) -> None:
     residual = x.new_empty(len(x), partition.out_channels, *size).normal_()
     layout, grad_layout, residual_layout = (rng.choice(list(LAYOUTS.values())) for _ in range(3))
     with forced_isa(rng.choice(ISAS)):
-        check_native(
+        check_convolution(
             partition,
             geometry,
             layout(x),
@@ -232,7 +234,7 @@ def test_thousands_of_random_cases() -> None:
 def test_empty_batch(isa: str, dtype: torch.dtype, partition: Partition) -> None:
     geometry = GEOMETRIES["strided"]
     x, weight, bias = tensors(partition, geometry, 0, dtype)
-    check_native(partition, geometry, x, weight, bias)
+    check_convolution(partition, geometry, x, weight, bias)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_empty_batch(isa: str, dtype: torch.dtype, partition: Partition) -> None
 def test_images_of_no_or_one_pixel(isa: str, layout: str, geometry: Geometry) -> None:
     for partition in (MIXED, PARTITIONS["depthwise"], Partition.contiguous(1, 1, 1)):
         x, weight, bias = tensors(partition, geometry, dtype=torch.float32)
-        check_native(partition, geometry, LAYOUTS[layout](x), weight, bias)
+        check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
 
 
 def test_an_image_of_no_pixels_has_no_window() -> None:

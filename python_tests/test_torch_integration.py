@@ -1,4 +1,4 @@
-"""What of PyTorch a convolution must work in: compilers, transforms, autocast, threads, processes."""
+"""Where a convolution must work: compilers, transforms, modes, Python threads, processes."""
 
 import copy
 import io
@@ -8,11 +8,11 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import (
-    DTYPES,
     GEOMETRIES,
     LAYOUTS,
     PARTITIONS,
@@ -77,10 +77,9 @@ def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
 
 
 @each_layout
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_opcheck(dtype: torch.dtype, layout: Layout) -> None:
+def test_opcheck(layout: Layout) -> None:
     geometry = GEOMETRIES["strided"]
-    x, weight, bias = tensors(RAGGED, geometry, dtype=dtype)
+    x, weight, bias = tensors(RAGGED, geometry, dtype=torch.float32)
     table, window, ops = RAGGED.cpu_table, window_of(geometry), torch.ops.groupconv
     x = layout(x)
     y = ops.conv2d(x, weight, bias, None, table, 7, *window, 1)
@@ -147,7 +146,8 @@ def test_compiles_for_any_size() -> None:
 
 
 @pytest.mark.slow
-def test_inductor() -> None:
+def test_inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # or it may be a stored result
     network = Network()
     compiled = torch.compile(network, fullgraph=True)
     x = torch.randn(2, 6, 7, 9)
@@ -165,7 +165,7 @@ def test_compiles_anew_for_another_partition() -> None:
         assert torch.equal(compiled(x, weight, partition), convolve(x, weight, partition))
 
 
-def test_export_with_any_batch(tmp_path: object) -> None:
+def test_export_with_any_batch() -> None:
     network = Network().eval()
     batch = torch.export.Dim("batch")
     program = torch.export.export(network, (torch.randn(2, 6, 7, 9),), dynamic_shapes=[{0: batch}])
@@ -263,24 +263,22 @@ def test_autocast(backend: str) -> None:
         assert Network(backend).double()(x.double()).dtype == torch.float64
 
 
-def test_inference_mode() -> None:
-    network = Network()
-    x = torch.randn(2, 6, 7, 9)
-    expected = network(x).detach()
+@each_backend
+def test_inference_mode(backend: str) -> None:
+    x, weight = torch.randn(1, 6, 5, 5), torch.randn(24, 1, 1)
     with torch.inference_mode():
-        inferred = network(x)
-        # A partition that was first used here must still be fit for training.
-        late = Network()
-        late(x)
-    assert inferred.is_inference()
+        # First used here; what it keeps for later must still be fit for training.
+        partition = Partition.random(6, 8, 2, seed=1)
+        y = gc.conv2d(x, weight, partition=partition, backend=backend)
+    assert y.is_inference()
+    weight.requires_grad_()
+    trained = gc.conv2d(x, weight, partition=partition, backend=backend)
+    trained.sum().backward()
+    assert weight.grad.abs().min() > 0
     with torch.no_grad():
-        plain = network(x)
+        plain = gc.conv2d(x, weight, partition=partition, backend=backend)
     assert not plain.requires_grad
-    for y in (inferred, plain):
-        torch.testing.assert_close(y, expected)
-    late.load_state_dict(network.state_dict())
-    late = late.train()
-    assert_same(results(late, late, x), results(network, network, x))
+    torch.testing.assert_close([y, plain], [trained.detach()] * 2)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
@@ -321,23 +319,23 @@ def test_several_python_threads_at_once() -> None:
     assert not wrong
 
 
-def large_call() -> torch.Tensor:
+def large_call() -> Callable[[], torch.Tensor]:
     """Large enough to be shared between threads."""
     partition = Partition.random(64, 64, 4, seed=0)
     x = (torch.arange(64 * 40 * 40) % 13 - 6.0).view(1, 64, 40, 40)
     weight = (torch.arange(partition.entries * 9) % 5 - 2.0).view(-1, 3, 3)
-    return gc.conv2d(x, weight, partition=partition, padding=1, backend="native")
+    return lambda: gc.conv2d(x, weight, partition=partition, padding=1, backend="native")
 
 
 def test_a_child_forked_after_use_computes() -> None:
-    expected = large_call()
+    call = large_call()
+    expected = call().tolist()
     child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # a child that waits for threads it does not have would wait forever
-        same = large_call().tolist() == expected.tolist()
-        os._exit(0 if same else 1)
+    if child == 0:  # where nothing but our own operation may be called that uses threads
+        signal.alarm(60)
+        os._exit(0 if call().tolist() == expected else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert torch.equal(large_call(), expected), "and the parent still does"
+    assert call().tolist() == expected, "and the parent still does"
 
 
 class Images(Dataset):
@@ -347,12 +345,12 @@ class Images(Dataset):
         return 6
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return large_call()[0, index]
+        return large_call()()[0, index]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_in_the_workers_of_a_loader(method: str) -> None:
-    expected = large_call()[0, :6]
+    expected = large_call()()[0, :6]
     context = multiprocessing.get_context(method)
     loader = DataLoader(Images(), 3, num_workers=2, multiprocessing_context=context, timeout=60)
     assert torch.equal(torch.cat(list(loader)), expected)

@@ -84,7 +84,8 @@ class Convolution {
     const T** residuals = space.take<const T*>(most_dests_);
     T* bias = space.take<T>(most_dests_);
 
-    if (source_whole_) stage(p_.source, n, {nullptr, staged_}, planes_, tile, shape, staged, source_distance);
+    if (source_whole_)
+      stage(p_.source, n, {nullptr, staged_}, planes_, tile, shape, staged, source_distance, shape.size);
     if (clear_sums_) fill_zero(sums, summed_ * sum_distance);
 
     MultiplyJob<T> job{};
@@ -110,7 +111,8 @@ class Convolution {
       if (source_direct_) {
         rows = {direct(p_.source, n, tile), p_.source.stride_c, 0, 0};
       } else if (!source_whole_) {
-        stage(p_.source, n, {from, sources_.count(g)}, planes_, tile, shape, staged, source_distance);
+        stage(p_.source, n, {from, sources_.count(g)}, planes_, tile, shape, staged, source_distance,
+              shape.size);
       }
       const bool by_channel = source_direct_ || source_whole_;
       const int64_t reads = p_.partition->inputs.count(g);

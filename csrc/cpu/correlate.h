@@ -2,8 +2,7 @@
 //
 // Both operands are rows of pixels, so lanes hold partial sums over pixels and are added up once per
 // tile. Tile: R gradient rows × J source rows; with 32 registers 4 × 6 (24 sums, 4 gradients, 1 source),
-// with 16 registers 3 × 3 (9 + 3 + 1). Images of a batch are segments of one long reduction when their
-// rows lie at a fixed distance, so the horizontal sums are paid once and not once an image.
+// with 16 registers 3 × 3 (9 + 3 + 1).
 //
 // In a padded tile some lattice positions are no pixels (the gap between two rows of the image). Both
 // operands are masked there: zeroing one of them alone would turn an Inf in the other into a NaN.
@@ -22,9 +21,8 @@ struct CorrelateJob {
   T* weight_grad;
   int64_t weight_row_stride;
   int64_t rows, depth;
-  int64_t length;              // positions in a segment
-  const uint16_t* lane_masks;  // one per vector of a segment, or null: all but the tail are pixels
-  int64_t segments, grad_segment_stride, source_segment_stride;
+  int64_t length;
+  const uint16_t* lane_masks;  // one per vector, or null: every position is a pixel
 };
 
 constexpr int correlate_rows_tile = vector_registers == 32 ? 4 : 3;
@@ -38,40 +36,36 @@ void correlate_tile(const CorrelateJob<T>& job, int64_t row, int64_t first) {
 #pragma GCC unroll 24
   for (int i = 0; i < R * J; ++i) sums[i] = zero<T>();
 
-  for (int64_t segment = 0; segment < job.segments; ++segment) {
-    const T* grads[R];
-    const T* sources[J];
+  const T* grads[R];
+  const T* sources[J];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) grads[r] = job.grads[row + r] + segment * job.grad_segment_stride;
+  for (int r = 0; r < R; ++r) grads[r] = job.grads[row + r];
+#pragma GCC unroll 8
+  for (int j = 0; j < J; ++j) sources[j] = job.sources[first + j];
+  const auto step = [&](int64_t at, auto load) GROUPCONV_INLINE_LAMBDA {
+    V_ g[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) g[r] = load(grads[r] + at);
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) {
-      sources[j] = job.sources[first + j] + segment * job.source_segment_stride;
+      const V_ x = load(sources[j] + at);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sums[r * J + j] = multiply_add(g[r], x, sums[r * J + j]);
     }
-    const auto step = [&](int64_t at, auto load) GROUPCONV_INLINE_LAMBDA {
-      V_ g[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) g[r] = load(grads[r] + at);
-#pragma GCC unroll 8
-      for (int j = 0; j < J; ++j) {
-        const V_ x = load(sources[j] + at);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sums[r * J + j] = multiply_add(g[r], x, sums[r * J + j]);
-      }
-    };
-    int64_t at = 0;
-    if (job.lane_masks) {
-      for (int64_t v = 0; at < job.length; ++v, at += lanes) {
-        const auto mask = V_::from_bits(job.lane_masks[v]);
-        step(at, [&](const T* p) GROUPCONV_INLINE_LAMBDA { return V_::load(p, mask); });
-      }
-    } else {
-      for (; at + lanes <= job.length; at += lanes) {
-        step(at, [](const T* p) GROUPCONV_INLINE_LAMBDA { return V_::load(p); });
-      }
-      if (at < job.length) {
-        const auto mask = V_::first(job.length - at);
-        step(at, [&](const T* p) GROUPCONV_INLINE_LAMBDA { return V_::load(p, mask); });
-      }
+  };
+  int64_t at = 0;
+  if (job.lane_masks) {
+    for (int64_t v = 0; at < job.length; ++v, at += lanes) {
+      const auto mask = V_::from_bits(job.lane_masks[v]);
+      step(at, [&](const T* p) GROUPCONV_INLINE_LAMBDA { return V_::load(p, mask); });
+    }
+  } else {
+    for (; at + lanes <= job.length; at += lanes) {
+      step(at, [](const T* p) GROUPCONV_INLINE_LAMBDA { return V_::load(p); });
+    }
+    if (at < job.length) {
+      const auto mask = V_::first(job.length - at);
+      step(at, [&](const T* p) GROUPCONV_INLINE_LAMBDA { return V_::load(p, mask); });
     }
   }
 
@@ -94,20 +88,27 @@ void correlate_last(const CorrelateJob<T>& job, int64_t row, int64_t first) {
 }
 
 template <class T, int R = correlate_rows_tile>
-void correlate_panel(const CorrelateJob<T>& job, int64_t row) {
+void correlate_panel(const CorrelateJob<T>& job, int64_t row, int64_t first, int64_t end) {
   if constexpr (R > 0) {
-    if (job.rows - row < R) return correlate_panel<T, R - 1>(job, row);
-    int64_t first = 0;
-    for (; first + correlate_depth_tile <= job.depth; first += correlate_depth_tile) {
+    if (job.rows - row < R) return correlate_panel<T, R - 1>(job, row, first, end);
+    for (; first + correlate_depth_tile <= end; first += correlate_depth_tile) {
       correlate_tile<T, R, correlate_depth_tile>(job, row, first);
     }
-    correlate_last<T, R, correlate_depth_tile - 1>(job, row, first);
+    if (first < end) correlate_last<T, R, correlate_depth_tile - 1>(job, row, first);
   }
 }
 
 template <class T>
 void correlate_rows(const CorrelateJob<T>& job) {
-  for (int64_t row = 0; row < job.rows; row += correlate_rows_tile) correlate_panel<T>(job, row);
+  // A block of source rows stays in L1 while all gradient rows pass over it.
+  constexpr int64_t l1_share = 16 << 10;
+  const int64_t fit = l1_share / (job.length * static_cast<int64_t>(sizeof(T)));
+  const int64_t block = larger(fit / correlate_depth_tile, int64_t{1}) * correlate_depth_tile;
+  for (int64_t first = 0; first < job.depth; first += block) {
+    for (int64_t row = 0; row < job.rows; row += correlate_rows_tile) {
+      correlate_panel<T>(job, row, first, smaller(first + block, job.depth));
+    }
+  }
 }
 
 }  // namespace

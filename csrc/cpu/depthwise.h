@@ -86,8 +86,9 @@ class DepthwiseRows {
     space.open();
     T* pixels = space.take<T>(planes_.count * shape.size + 2 * depthwise_vectors * lanes);
     T* by_column = space.take<T>(taps_);
+    clear_planes(planes_, shape.size, 1, shape, pixels, 0);
     for (int64_t g = first; g < end; ++g) {
-      stage(p_.source, n, {sources_.of(g), 1}, planes_, tile, shape, pixels, int64_t{0});
+      copy_planes(p_.source, n, {sources_.of(g), 1}, planes_, tile, shape, pixels, int64_t{0}, shape.size);
       const Plane plane{pixels, shape.pitch, shape.size,
                         p_.weight + p_.partition->weight_offsets[g] * p_.window_area, by_column};
       if (full_columns_of_three_) {
@@ -98,7 +99,15 @@ class DepthwiseRows {
       for (; row + depthwise_rows <= tile.rows; row += depthwise_rows) {
         run_rows<depthwise_rows>(n, channel, tile, plane, row);
       }
-      for (; row < tile.rows; ++row) run_rows<1>(n, channel, tile, plane, row);
+      run_last_rows<depthwise_rows - 1>(n, channel, tile, plane, row);
+    }
+  }
+
+  template <int R>
+  void run_last_rows(int64_t n, int64_t channel, const Tile& tile, const Plane& plane, int64_t row) const {
+    if constexpr (R > 0) {
+      if (tile.rows - row == R) return run_rows<R>(n, channel, tile, plane, row);
+      run_last_rows<R - 1>(n, channel, tile, plane, row);
     }
   }
 
@@ -225,7 +234,10 @@ class DepthwiseChannels {
   }
 
   void run() const {
-    const int64_t rows_per_item = divide_up(sweep_.rows, 4);
+    // Every item transposes the weights for itself, which a few pixels would not pay for.
+    constexpr int64_t enough_pixels = 64;
+    const int64_t wanted = smaller(int64_t{4}, larger(int64_t{1}, sweep_.rows * sweep_.cols / enough_pixels));
+    const int64_t rows_per_item = divide_up(sweep_.rows, wanted);
     const int64_t items = divide_up(sweep_.rows, rows_per_item);
     for_each_item(p_.threads, p_.dest.batch * items, [&](int64_t item) {
       Workspace space;
@@ -308,22 +320,24 @@ class DepthwiseChannels {
       }
     }
     const int64_t y = row * sweep_.dest_step_h + sweep_.dest_origin_h;
+    const int64_t x = col * sweep_.dest_step_w + sweep_.dest_origin_w;
+    const int64_t pixel_stride = sweep_.dest_step_w * p_.dest.stride_w;
+    T* dest = p_.dest.at(n, channel, y, x);
+    const T* residual = p_.residual.data ? p_.residual.at(n, channel, y, x) : nullptr;
+    const V_ low = V_::broadcast(range_.low), high = V_::broadcast(range_.high);
 #pragma GCC unroll 4
     for (int p = 0; p < pixels_at_once; ++p) {
       if (p >= count) break;
-      const int64_t x = (col + p) * sweep_.dest_step_w + sweep_.dest_origin_w;
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
+        const int64_t at = p * pixel_stride + v * lanes;
         V_ sum = sums[p][v];
-        const int64_t c = channel + v * lanes;
-        if (p_.residual.data) sum = sum + load(p_.residual.at(n, c, y, x));
-        if (p_.activation != Activation::none) {
-          sum = clamp(V_::broadcast(range_.low), V_::broadcast(range_.high), sum);
-        }
+        if (residual) sum = sum + load(residual + at);
+        if (p_.activation != Activation::none) sum = clamp(low, high, sum);
         if (Whole) {
-          sum.store(p_.dest.at(n, c, y, x));
+          sum.store(dest + at);
         } else {
-          sum.store(p_.dest.at(n, c, y, x), mask);
+          sum.store(dest + at, mask);
         }
       }
     }

@@ -71,7 +71,8 @@ class DepthwiseGrad {
         space.plan<T>(planes_.count * shape.size + lanes);
         space.open();
         T* pixels = space.take<T>(planes_.count * shape.size + lanes);
-        stage(p_.input, n, {p_.partition->inputs.of(group), 1}, planes_, tile, shape, pixels, int64_t{0});
+        stage(p_.input, n, {p_.partition->inputs.of(group), 1}, planes_, tile, shape, pixels, int64_t{0},
+              shape.size);
         const T* taps[taps_at_once];
         for (int64_t t = 0; t < taps_at_once; ++t) {
           const Tap& tap = sweep_.taps[static_cast<size_t>(first_tap + smaller(t, count - 1))];

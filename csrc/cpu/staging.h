@@ -186,7 +186,7 @@ struct Inside {
 
   Inside(int64_t first, int64_t count, int64_t step, int64_t phase, int64_t size) {
     begin = smaller(count, first * step + phase < 0 ? divide_up(-(first * step + phase), step) : 0);
-    const int64_t beyond = divide_up(size - phase, step) - first;  // may be negative
+    const int64_t beyond = (step == 1 ? size : divide_up(size - phase, step)) - first;  // may be negative
     end = larger(begin, smaller(count, beyond));
   }
 };
@@ -199,18 +199,26 @@ struct ChannelSet {
   int64_t operator[](int64_t i) const { return list ? list[i] : i; }
 };
 
-// Fills scratch[i · channel_distance + plane · size + row · pitch + col] for the i-th channel of the set.
+// Planes that reach beyond the image are zero there; copying pixels in never touches the padding again.
+template <class T>
+void clear_planes(const Planes& planes, int64_t plane_distance, int64_t channels, const PlaneShape& shape,
+                  T* scratch, int64_t channel_distance) {
+  for (int64_t i = 0; i < channels; ++i) {
+    for (int64_t plane = 0; plane < planes.count; ++plane) {
+      fill_zero(scratch + i * channel_distance + plane * plane_distance, shape.size);
+    }
+  }
+}
+
+// Fills scratch[i · channel_distance + plane · plane_distance + row · pitch + col] for the i-th channel of
+// the set, the padding excepted.
 template <class Stored, class T>
-void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, const Planes& planes,
-           const Tile& tile, const PlaneShape& shape, T* scratch, int64_t channel_distance) {
+void copy_planes(const Image<const Stored>& image, int64_t n, ChannelSet channels, const Planes& planes,
+                 const Tile& tile, const PlaneShape& shape, T* scratch, int64_t channel_distance,
+                 int64_t plane_distance) {
   const int64_t first_row = planes.first_row + tile.row, first_col = planes.first_col + tile.col;
   const int64_t pixel_stride = planes.step_w * image.stride_w;
   const bool transposed = image.channels_last() && !channels.list;
-  if (planes.padded(tile, shape, image.height, image.width)) {
-    for (int64_t i = 0; i < channels.count; ++i) {
-      fill_zero(scratch + i * channel_distance, planes.count * shape.size);
-    }
-  }
   for (int64_t plane = 0; plane < planes.count; ++plane) {
     const Phase phase = planes.phases[plane];
     const Inside cols(first_col, shape.pitch, planes.step_w, phase.col, image.width);
@@ -220,7 +228,7 @@ void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, con
     if (count == 0) continue;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const int64_t y = (first_row + row) * planes.step_h + phase.row;
-      T* to = scratch + plane * shape.size + row * shape.pitch + cols.begin;
+      T* to = scratch + plane * plane_distance + row * shape.pitch + cols.begin;
       if (transposed) {
         transpose_in(image.at(n, 0, y, x), pixel_stride, count, channels.count, to, channel_distance);
         continue;
@@ -230,6 +238,16 @@ void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, con
       }
     }
   }
+}
+
+template <class Stored, class T>
+void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, const Planes& planes,
+           const Tile& tile, const PlaneShape& shape, T* scratch, int64_t channel_distance,
+           int64_t plane_distance) {
+  if (planes.padded(tile, shape, image.height, image.width)) {
+    clear_planes(planes, plane_distance, channels.count, shape, scratch, channel_distance);
+  }
+  copy_planes(image, n, channels, planes, tile, shape, scratch, channel_distance, plane_distance);
 }
 
 template <class T>

@@ -2,7 +2,10 @@
 // multiply_rows. Each tile's rows of the input and of the output gradient are correlated and added to
 // the packed gradient.
 //
-// Work is cut into slices of the batch, each with a gradient of its own, and (where no side is
+// Small images are staged side by side, several to a tile: they fill the vectors, and the horizontal sums
+// at the end of a tile are paid once for all of them.
+//
+// Work is cut into slices of the batch's tiles, each with a gradient of its own, and (where no side is
 // channels_last) into groups. The cut does not depend on the number of threads, and each piece adds in
 // a fixed order, so results are the same bit for bit on any number of threads.
 #pragma once
@@ -28,9 +31,12 @@ class WeightGrad {
         planes_(sweep_),
         groups_(p_.partition->groups),
         taps_(static_cast<int64_t>(sweep_.taps.size())) {
-    input_direct_ = computes_as_stored && is_one_row(sweep_, p_.input);
+    // Below that many pixels the sums at the end of a tile weigh more than staging does.
+    constexpr int64_t long_enough = 512;
+    const bool alone = p_.input.batch <= p_.slices || sweep_.rows * sweep_.cols >= long_enough;
+    input_direct_ = computes_as_stored && alone && is_one_row(sweep_, p_.input);
     input_whole_ = p_.input.channels_last();
-    grad_direct_ = computes_as_stored && !p_.grad.channels_last() && p_.grad.stride_w == 1 &&
+    grad_direct_ = computes_as_stored && alone && !p_.grad.channels_last() && p_.grad.stride_w == 1 &&
                    p_.grad.flat() && sweep_.halo_cols == 0;
     grad_whole_ = p_.grad.channels_last();
     for (int64_t g = 0; g < groups_; ++g) {
@@ -53,30 +59,34 @@ class WeightGrad {
 
  private:
   void run_slice(int64_t slice, const Tiling& tiling, int64_t first_group, int64_t group_count) const {
-    const int64_t begin = p_.input.batch * slice / p_.slices;
-    const int64_t end = p_.input.batch * (slice + 1) / p_.slices;
-    const int64_t at_once = input_direct_ && grad_direct_ ? images_at_once() : 1;
-    for (int64_t n = begin; n < end; n += at_once) {
-      for (int64_t i = 0; i < tiling.count; ++i) {
-        run_tile(slice, n, smaller(at_once, end - n), tiling.tile(sweep_, i), first_group, group_count);
-      }
+    const int64_t units = p_.input.batch * tiling.count;
+    const int64_t end = units * (slice + 1) / p_.slices;
+    int64_t unit = units * slice / p_.slices;
+    while (unit < end) {
+      const Tile tile = tiling.tile(sweep_, unit % tiling.count);
+      const int64_t images = tiling.count > 1 ? 1 : smaller(images_at_once(tile), end - unit);
+      run_tile(slice, unit / tiling.count, images, tile, first_group, group_count);
+      unit += images;
     }
     release_scratch();
   }
 
-  // Images whose rows of one group still lie in cache together.
-  int64_t images_at_once() const {
-    const int64_t image_bytes =
-        (most_inputs_ + most_outputs_) * sweep_.cols * sweep_.rows * static_cast<int64_t>(sizeof(T));
-    return larger(int64_t{1}, tile_bytes / larger(int64_t{1}, image_bytes));
+  // As many as fit the cache with all that is staged of them (twice a tile of the other passes, because
+  // correlate_rows walks it in blocks of its own); one where the rows are used as they lie.
+  int64_t images_at_once(const Tile& tile) const {
+    if (input_direct_ || grad_direct_) return 1;
+    const int64_t image_bytes = (staged_inputs_ * planes_.count + staged_grads_) *
+                                PlaneShape(sweep_, tile).size * static_cast<int64_t>(sizeof(T));
+    return larger(int64_t{1}, 2 * tile_bytes / image_bytes);
   }
 
   void run_tile(int64_t slice, int64_t n, int64_t images, const Tile& tile, int64_t first_group,
                 int64_t group_count) const {
     const PlaneShape shape(sweep_, tile);
-    const int64_t length = tile_length(tile, shape.pitch);
-    const int64_t source_distance = row_distance<T>(planes_.count * shape.size);
-    const int64_t grad_distance = row_distance<T>(tile.rows * shape.pitch);
+    const int64_t length = (images - 1) * shape.size + tile_length(tile, shape.pitch);
+    const int64_t plane_distance = images * shape.size;
+    const int64_t source_distance = row_distance<T>(planes_.count * plane_distance);
+    const int64_t grad_distance = row_distance<T>(plane_distance);
     const int64_t depth = most_inputs_ * taps_;
     const int64_t vectors = divide_up(length, Vec<T>::lanes);
 
@@ -95,20 +105,31 @@ class WeightGrad {
     const T** grads = space.take<const T*>(most_outputs_);
     uint16_t* masks = space.take<uint16_t>(vectors);
 
-    if (input_whole_)
-      stage(p_.input, n, {nullptr, staged_inputs_}, planes_, tile, shape, staged_inputs, source_distance);
-    if (grad_whole_) stage_grad(n, {nullptr, staged_grads_}, tile, shape, staged_grads, grad_distance);
+    const auto stage_inputs = [&](ChannelSet channels) {
+      for (int64_t i = 0; i < images; ++i) {
+        stage(p_.input, n + i, channels, planes_, tile, shape, staged_inputs + i * shape.size,
+              source_distance, plane_distance);
+      }
+    };
+    // With the pitch of the staged input, so that both count positions alike.
+    const Phase origin{0, 0};
+    const Planes lattice(origin);
+    const auto stage_grads = [&](ChannelSet channels) {
+      for (int64_t i = 0; i < images; ++i) {
+        stage(p_.grad, n + i, channels, lattice, tile, shape, staged_grads + i * shape.size, grad_distance,
+              plane_distance);
+      }
+    };
+    if (input_whole_) stage_inputs({nullptr, staged_inputs_});
+    if (grad_whole_) stage_grads({nullptr, staged_grads_});
 
     CorrelateJob<T> job{};
     job.grads = grads;
     job.sources = sources;
     job.steps = steps;
     job.length = length;
-    job.segments = images;
-    job.source_segment_stride = p_.input.stride_n;
-    job.grad_segment_stride = p_.grad.stride_n;
-    if (shape.pitch != tile.cols) {
-      mark_pixels(masks, vectors, length, shape.pitch, tile.cols);
+    if (shape.size != tile.rows * tile.cols) {
+      mark_pixels(masks, length, shape, tile);
       job.lane_masks = masks;
     }
 
@@ -118,14 +139,13 @@ class WeightGrad {
       job.rows = outputs_.count(g);
       job.depth = inputs_.count(g) * taps_;
 
-      SourceRows<T> rows{staged_inputs, source_distance, shape.size, shape.pitch};
+      SourceRows<T> rows{staged_inputs, source_distance, plane_distance, shape.pitch};
       if (input_direct_) {
         rows = {direct(p_.input, n, tile), p_.input.stride_c, 0, 0};
       } else if (!input_whole_) {
-        stage(p_.input, n, {from, inputs_.count(g)}, planes_, tile, shape, staged_inputs, source_distance);
+        stage_inputs({from, inputs_.count(g)});
       }
-      if (!grad_direct_ && !grad_whole_)
-        stage_grad(n, {to, job.rows}, tile, shape, staged_grads, grad_distance);
+      if (!grad_direct_ && !grad_whole_) stage_grads({to, job.rows});
 
       const bool by_channel = input_direct_ || input_whole_;
       for (int64_t i = 0, j = 0; i < inputs_.count(g); ++i) {
@@ -148,24 +168,17 @@ class WeightGrad {
     }
   }
 
-  // The output gradient with the pitch of the staged input, so that both count positions alike.
-  void stage_grad(int64_t n, ChannelSet channels, const Tile& tile, const PlaneShape& shape, T* rows,
-                  int64_t distance) const {
-    PlaneShape padded = shape;
-    padded.rows = tile.rows;
-    padded.size = tile.rows * shape.pitch;
-    const Phase origin{0, 0};
-    stage(p_.grad, n, channels, Planes(origin), tile, padded, rows, distance);
-  }
-
-  static void mark_pixels(uint16_t* masks, int64_t vectors, int64_t length, int64_t pitch, int64_t cols) {
-    for (int64_t v = 0; v < vectors; ++v) {
+  static void mark_pixels(uint16_t* masks, int64_t length, const PlaneShape& shape, const Tile& tile) {
+    constexpr int lanes = Vec<T>::lanes;
+    for (int64_t first = 0; first < length; first += lanes) {
       uint16_t bits = 0;
-      for (int lane = 0; lane < Vec<T>::lanes; ++lane) {
-        const int64_t at = v * Vec<T>::lanes + lane;
-        if (at < length && at % pitch < cols) bits |= static_cast<uint16_t>(1u << lane);
+      for (int64_t lane = 0; lane < smaller<int64_t>(lanes, length - first); ++lane) {
+        const int64_t at = (first + lane) % shape.size;
+        if (at / shape.pitch < tile.rows && at % shape.pitch < tile.cols) {
+          bits |= static_cast<uint16_t>(1u << lane);
+        }
       }
-      masks[v] = bits;
+      masks[first / lanes] = bits;
     }
   }
 

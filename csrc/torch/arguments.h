@@ -61,7 +61,17 @@ inline void check_matches(const char* name, int64_t value, int64_t of_table) {
   STD_TORCH_CHECK(value == of_table, name, " is ", value, ", the partition table says ", of_table);
 }
 
+// Storage that was freed (resized to nothing, as sharded training does between uses) leaves a tensor of any
+// size that points nowhere.
+inline void check_memory(const char* name, const Tensor& tensor) {
+  int64_t bytes;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  STD_TORCH_CHECK(bytes > 0 || tensor.numel() == 0, name, " of sizes ", sizes_text(tensor),
+                  " has no memory: its storage was freed");
+}
+
 inline void check_image(const char* name, const Tensor& tensor) {
+  check_memory(name, tensor);
   STD_TORCH_CHECK(tensor.dim() == 4, name, " must have 4 dimensions, got sizes ", sizes_text(tensor));
 }
 
@@ -71,6 +81,7 @@ inline void check_channels(const char* name, const Tensor& tensor, int64_t chann
 }
 
 inline void check_like(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  check_memory(name, tensor);
   STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), name, " has another dtype than ", other_name);
   STD_TORCH_CHECK(
       tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(), name,

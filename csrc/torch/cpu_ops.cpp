@@ -18,6 +18,7 @@ PartitionView read_partition(const Tensor& table) {
       table.is_cpu() && table.dim() == 1 && table.scalar_type() == ScalarType::Int && table.is_contiguous(),
       "the partition table of a CPU op must be a contiguous 1-d int32 tensor on the CPU, got sizes ",
       sizes_text(table));
+  check_memory("the partition table", table);
   PartitionView view;
   const std::string wrong = parse_partition(table.const_data_ptr<int32_t>(), table.numel(), view);
   STD_TORCH_CHECK(wrong.empty(), wrong);
@@ -84,6 +85,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
                                     pad_left, pad_right, dilation_h, dilation_w);
   const auto sizes =
       output_sizes(window, input.size(0), partition.out_channels, input.size(2), input.size(3));
+  const Activation activate = make_activation(activation);
   if (bias) {
     check_like("bias", *bias, "input", input);
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == partition.out_channels, "bias must have sizes [",
@@ -121,7 +123,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     problem.partition = &partition;
     problem.window_area = window.area();
     problem.sweep = &sweep;
-    problem.activation = make_activation(activation);
+    problem.activation = activate;
     problem.threads = threads_for(partition, window, sizes[0] * sizes[2] * sizes[3]);
     collapse(problem, sweep);
     cpu::typed<Stored>(cpu::kernels()).convolve(problem);
@@ -190,8 +192,11 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
   return for_dtype(input, [&](auto element) {
     using Stored = decltype(element);
     using Compute = cpu::compute_t<Stored>;
-    // A fixed cut of the batch, whatever the number of threads; groups are cut as well where they can be.
-    const int64_t slices = std::min<int64_t>(std::max<int64_t>(input.size(0), 1), 4);
+    // A fixed cut of the batch, whatever the number of threads. Where groups are work items of their own
+    // and there are enough of them, none is needed; a short slice would not pay for its own gradient.
+    const int64_t pixels = grad.size(0) * grad.size(2) * grad.size(3);
+    const bool by_group = !is_channels_last(grad) && !is_channels_last(input) && partition.groups >= 8;
+    const int64_t slices = by_group ? 1 : std::clamp<int64_t>(pixels / 256, 1, 4);
     Tensor partial = torch::stable::new_zeros(input, {slices, partition.entries(), kernel_h, kernel_w},
                                               compute_dtype<Stored>);
     if (grad.numel() > 0 && partial.numel() > 0) {

@@ -1,5 +1,6 @@
 #include "torch/threads.h"
 
+#include <pthread.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -11,6 +12,10 @@
 
 namespace groupconv::ops {
 namespace {
+
+// A pool does not survive a fork: a child that waited for its threads would wait forever.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 // A worker flushes denormals exactly when its caller does.
 #if defined(__x86_64__)
@@ -37,6 +42,9 @@ void run(int64_t items, void (*body)(void*, int64_t), void* context) {
 
 }  // namespace
 
-cpu::Threads torch_threads() { return {static_cast<int64_t>(torch::stable::get_num_threads()), run}; }
+cpu::Threads torch_threads() {
+  if (forked) return {};
+  return {static_cast<int64_t>(torch::stable::get_num_threads()), run};
+}
 
 }  // namespace groupconv::ops

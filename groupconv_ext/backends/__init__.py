@@ -40,18 +40,6 @@ def names() -> tuple[str, ...]:
 
 def choose(backend: str, call: Call) -> Backend:
     """The backend that serves the call, or an error with the reason why none does."""
-    if torch.compiler.is_compiling():
-        return _choose(backend, call)
-    found = _chosen.get((backend, call))
-    if found is None:
-        found = _chosen[backend, call] = _choose(backend, call)
-    return found
-
-
-_chosen: dict[tuple[str, Call], Backend] = {}
-
-
-def _choose(backend: str, call: Call) -> Backend:
     if backend == "auto":
         order = _AUTO_ON_CPU if call.device_type in ("cpu", "meta") else _AUTO_ELSEWHERE
         for candidate in order:

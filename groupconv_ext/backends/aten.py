@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .._ops import is_channels_last
 from ..partition import Partition
 from ..window import Window
 from .registry import Backend, Call
@@ -25,8 +26,9 @@ def _convolve(
     window: Window,
     activation: str,
 ) -> torch.Tensor:
+    channels_last = is_channels_last(x)
     if not partition.is_contiguous:
-        x = x.index_select(1, partition.read_order(x.device))
+        x = _gather(x, partition.read_order(x.device))
     outs, ins = partition.sizes[0]
     if partition.is_even and outs and ins:
         blocks = weight.contiguous().view(partition.out_channels, ins, *weight.shape[1:])
@@ -34,10 +36,19 @@ def _convolve(
     else:
         y = _ragged(x, weight, partition, window)
     if not partition.is_contiguous:
-        y = y.index_select(1, partition.write_order(x.device))
+        y = _gather(y, partition.write_order(x.device))
+    if channels_last:  # a copy only where groups without inputs brought another format
+        y = y.contiguous(memory_format=torch.channels_last)
     if bias is not None:
         y = y + bias[:, None, None]
     return finish(y, residual, activation)
+
+
+def _gather(x: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+    """``index_select`` of channels; by itself it returns NCHW, whatever it is given."""
+    if is_channels_last(x):
+        return x.movedim(1, -1).index_select(-1, channels).movedim(-1, 1)
+    return x.index_select(1, channels)
 
 
 def _ragged(

@@ -1,4 +1,4 @@
-"""The weight expanded with zeros: more multiply-adds, in the best kernel of the vendor's library."""
+"""The weight expanded with zeros: more multiply-adds, in the vendor's best kernel."""
 
 from __future__ import annotations
 

@@ -63,4 +63,4 @@ def _convolve(
     return activations[activation](y)
 
 
-NATIVE = Backend("native", _why_not, _convolve)
+NATIVE = Backend("native", _why_not, _convolve, checks_operands=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import reference
+from .._ops import is_channels_last
 from ..partition import Partition
 from ..window import Window
 from .registry import Backend, Call
@@ -25,7 +26,7 @@ def _convolve(
     window: Window,
     activation: str,
 ) -> torch.Tensor:
-    return reference.conv2d(
+    y = reference.conv2d(
         x,
         weight,
         bias,
@@ -36,6 +37,7 @@ def _convolve(
         activation,
         residual,
     )
+    return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y
 
 
 REFERENCE = Backend("reference", _why_not, _convolve)

@@ -46,8 +46,11 @@ class Backend:
         name: What users ask for.
         why_not: The reason why it cannot serve a call, or ``None`` where it can.
         convolve: The computation, differentiable.
+        checks_operands: It refuses operands that do not fit together with a ``RuntimeError``,
+            before anything is written.
     """
 
     name: str
     why_not: Callable[[Call], str | None]
     convolve: Convolve
+    checks_operands: bool = False

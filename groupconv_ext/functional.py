@@ -57,6 +57,7 @@ def conv2d(
         ValueError: A value that does not fit the partition or the window.
         groupconv_ext.backends.BackendError: A backend asked for by name that cannot run.
     """
+    _check_tensors(x, weight, bias, residual)
     rank = x.dim()
     if rank == 3:
         y = conv2d(
@@ -125,6 +126,7 @@ def conv1d(
 
     For even groups the weight of ``nn.Conv1d(groups=G)``, ``[N, C / groups, k]``, is taken as well.
     """
+    _check_tensors(x, weight, bias, residual)
     if x.dim() not in (2, 3):
         raise ValueError(f"x has shape {list(x.shape)}; expected [B, C, L] or [C, L]")
     if weight.dim() not in (2, 3):
@@ -152,6 +154,18 @@ def _single(name: str, value: IntOrPair) -> int:
     if isinstance(value, str) or len(value) != 1:
         raise TypeError(f"{name} is {value!r}; expected an int")
     return value[0]
+
+
+def _check_tensors(x: object, weight: object, bias: object, residual: object) -> None:
+    tensor, maybe = torch.Tensor, (torch.Tensor, type(None))
+    if not isinstance(x, tensor):
+        raise TypeError(f"x is {x!r}; expected a tensor")
+    if not isinstance(weight, tensor):
+        raise TypeError(f"weight is {weight!r}; expected a tensor")
+    if not isinstance(bias, maybe):
+        raise TypeError(f"bias is {bias!r}; expected a tensor or None")
+    if not isinstance(residual, maybe):
+        raise TypeError(f"residual is {residual!r}; expected a tensor or None")
 
 
 def _packed(weight: torch.Tensor, partition: Partition) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from groupconv_ext import Partition
 from groupconv_ext.nn import PartitionedConv2d, ShuffledConv2d
 
-RAGGED = PARTITIONS["ragged"]  # 9 → 7 channels, sizes (2, 3), (3, 1), (2, 5), 19 entries
+RAGGED = PARTITIONS["ragged"]  # 9 → 7 channels in groups of 2×4, 3×1 and 2×4
 
 
 def image(channels: int, **options: Any) -> torch.Tensor:
@@ -128,7 +128,7 @@ def test_from_conv2d_keeps_the_connections_of_the_partition(partition: Partition
     conv = nn.Conv2d(
         partition.in_channels, partition.out_channels, (3, 2), 2, 1, dtype=torch.float64
     ).eval()
-    layer = PartitionedConv2d.from_conv2d(conv, partition, activation="relu", backend="native")
+    layer = PartitionedConv2d.from_conv2d(conv, partition, activation="relu", backend="dense")
     x = image(partition.in_channels)
     masked = conv.weight * partition.mask(torch.float64)[:, :, None, None]
     expected = functional.conv2d(x, masked, conv.bias, 2, 1).relu()
@@ -136,7 +136,7 @@ def test_from_conv2d_keeps_the_connections_of_the_partition(partition: Partition
     assert not layer.training
     assert layer.weight.shape == (partition.entries, 3, 2)
     assert layer.weight.requires_grad
-    assert layer.backend == "native"
+    assert layer.backend == "dense"
 
 
 def test_from_a_grouped_conv2d() -> None:
@@ -244,6 +244,10 @@ def test_built_on_meta_and_filled_later() -> None:
     layer.load_state_dict(made.state_dict())
     x = torch.randn(2, 9, 5, 5)
     assert torch.equal(layer(x), made(x))
+    with torch.device("meta"):
+        assigned = PartitionedConv2d(9, 7, 3, partition=RAGGED)
+    assigned.load_state_dict(made.state_dict(), assign=True)
+    assert torch.equal(assigned(x), made(x))
     layer.reset_parameters()
     assert layer.weight.isfinite().all()
 

@@ -226,15 +226,22 @@ void copy_planes(const Image<const Stored>& image, int64_t n, ChannelSet channel
     const int64_t x = (first_col + cols.begin) * planes.step_w + phase.col;
     const int64_t count = cols.end - cols.begin;
     if (count == 0) continue;
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const int64_t y = (first_row + row) * planes.step_h + phase.row;
-      T* to = scratch + plane * plane_distance + row * shape.pitch + cols.begin;
-      if (transposed) {
-        transpose_in(image.at(n, 0, y, x), pixel_stride, count, channels.count, to, channel_distance);
-        continue;
+    const int64_t y = (first_row + rows.begin) * planes.step_h + phase.row;
+    const int64_t row_stride = planes.step_h * image.stride_h;
+    T* first = scratch + plane * plane_distance + rows.begin * shape.pitch + cols.begin;
+    if (transposed) {
+      const Stored* from = image.at(n, 0, y, x);
+      for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
+        transpose_in(from + row * row_stride, pixel_stride, count, channels.count, first + row * shape.pitch,
+                     channel_distance);
       }
-      for (int64_t i = 0; i < channels.count; ++i) {
-        widen_row(image.at(n, channels[i], y, x), pixel_stride, to + i * channel_distance, count);
+      continue;
+    }
+    for (int64_t i = 0; i < channels.count; ++i) {
+      const Stored* from = image.at(n, channels[i], y, x);
+      T* to = first + i * channel_distance;
+      for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
+        widen_row(from + row * row_stride, pixel_stride, to + row * shape.pitch, count);
       }
     }
   }
@@ -354,22 +361,24 @@ void unstage(const T* rows, int64_t row_stride, int64_t pitch, ChannelSet channe
              const Tile& tile, const Finish<T>& finish, const Image<const Stored>& residual,
              const Image<Stored>& image, int64_t n) {
   const int64_t pixel_stride = sweep.dest_step_w * image.stride_w;
+  const int64_t line_stride = sweep.dest_step_h * image.stride_h;
   const int64_t x = tile.col * sweep.dest_step_w + sweep.dest_origin_w;
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    const int64_t y = (tile.row + row) * sweep.dest_step_h + sweep.dest_origin_h;
-    const T* from = rows + row * pitch;
-    const auto added = [&](int64_t c) { return residual.data ? residual.at(n, c, y, x) : nullptr; };
-    if (image.channels_last() && !channels.list) {
-      transpose_out(from, row_stride, tile.cols, channels.count, finish, added(0), image.at(n, 0, y, x),
-                    pixel_stride);
-      continue;
-    }
-    for (int64_t i = 0; i < channels.count; ++i) {
-      const int64_t c = channels[i];
-      if (pixel_stride == 1) {
-        finish_run(finish, from + i * row_stride, 1, added(c), image.at(n, c, y, x), 1, tile.cols);
+  const int64_t y = tile.row * sweep.dest_step_h + sweep.dest_origin_h;
+  const bool transposed = image.channels_last() && !channels.list;
+  for (int64_t i = 0; i < (transposed ? 1 : channels.count); ++i) {
+    const int64_t c = channels[i];
+    const T* from = rows + i * row_stride;
+    const Stored* added = residual.data ? residual.at(n, c, y, x) : nullptr;
+    Stored* to = image.at(n, c, y, x);
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      const Stored* added_row = added ? added + row * line_stride : nullptr;
+      if (transposed) {
+        transpose_out(from + row * pitch, row_stride, tile.cols, channels.count, finish, added_row,
+                      to + row * line_stride, pixel_stride);
+      } else if (pixel_stride == 1) {
+        finish_run(finish, from + row * pitch, 1, added_row, to + row * line_stride, 1, tile.cols);
       } else {
-        finish_run(finish, from + i * row_stride, 1, added(c), image.at(n, c, y, x), pixel_stride, tile.cols);
+        finish_run(finish, from + row * pitch, 1, added_row, to + row * line_stride, pixel_stride, tile.cols);
       }
     }
   }

@@ -129,7 +129,7 @@ class WeightGrad {
     job.steps = steps;
     job.length = length;
     if (shape.size != tile.rows * tile.cols) {
-      mark_pixels(masks, length, shape, tile);
+      mark_pixels(masks, vectors, images, shape, tile);
       job.lane_masks = masks;
     }
 
@@ -168,17 +168,17 @@ class WeightGrad {
     }
   }
 
-  static void mark_pixels(uint16_t* masks, int64_t length, const PlaneShape& shape, const Tile& tile) {
-    constexpr int lanes = Vec<T>::lanes;
-    for (int64_t first = 0; first < length; first += lanes) {
-      uint16_t bits = 0;
-      for (int64_t lane = 0; lane < smaller<int64_t>(lanes, length - first); ++lane) {
-        const int64_t at = (first + lane) % shape.size;
-        if (at / shape.pitch < tile.rows && at % shape.pitch < tile.cols) {
-          bits |= static_cast<uint16_t>(1u << lane);
-        }
+  static void mark_pixels(uint16_t* masks, int64_t vectors, int64_t images, const PlaneShape& shape,
+                          const Tile& tile) {
+    constexpr int64_t lanes = Vec<T>::lanes;
+    fill_zero(masks, vectors);
+    for (int64_t row = 0; row < images * tile.rows; ++row) {
+      int64_t at = row / tile.rows * shape.size + row % tile.rows * shape.pitch;
+      for (const int64_t end = at + tile.cols; at < end;) {
+        const int64_t lane = at % lanes, count = smaller(lanes - lane, end - at);
+        masks[at / lanes] |= static_cast<uint16_t>(((1u << count) - 1) << lane);
+        at += count;
       }
-      masks[first / lanes] = bits;
     }
   }
 

@@ -75,7 +75,9 @@ struct Tiling {
       }
     }
     if (sweep.rows > 1) {
-      tile_rows = smaller(tile_rows, divide_up(sweep.rows, wanted));
+      // Not so low that reading the halo again, or starting a tile, would cost more than it gains.
+      const int64_t lowest = larger(divide_up(int64_t{256}, sweep.cols), 4 * sweep.halo_rows);
+      tile_rows = smaller(tile_rows, larger(divide_up(sweep.rows, wanted), lowest));
     } else {
       tile_cols = smaller(tile_cols, divide_up(divide_up(sweep.cols, wanted), narrowest) * narrowest);
     }

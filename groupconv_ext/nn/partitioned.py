@@ -9,12 +9,15 @@ of its connections and no others.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from ..autograd import ACTIVATIONS
+from ..backends import names
 from ..functional import conv1d, conv2d
 from ..partition import Partition
 from ..window import IntOrPair, Padding, Window, make_window
@@ -76,6 +79,8 @@ class _PartitionedConv(nn.Module):
         super().__init__()
         if partition is None:
             partition = Partition.contiguous(in_channels, out_channels, groups)
+        elif not isinstance(partition, Partition):
+            raise TypeError(f"partition is {partition!r}; expected a groupconv_ext.Partition")
         elif groups not in (1, partition.groups):
             raise ValueError(f"groups = {groups} contradicts {partition}; pass only the partition")
         if (in_channels, out_channels) != (partition.in_channels, partition.out_channels):
@@ -85,6 +90,10 @@ class _PartitionedConv(nn.Module):
             )
         if padding_mode not in _PADDING_MODES:
             raise ValueError(f"padding_mode is {padding_mode!r}; expected one of {_PADDING_MODES}")
+        if activation not in (None, *ACTIVATIONS):
+            raise ValueError(f"activation is {activation!r}; expected None or one of {ACTIVATIONS}")
+        if backend not in ("auto", *names()):
+            raise ValueError(f"backend is {backend!r}; expected 'auto' or one of {names()}")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.partition = partition
@@ -106,12 +115,18 @@ class _PartitionedConv(nn.Module):
         self.reset_parameters()
 
     def _tuple(self, size: IntOrPair) -> tuple[int, ...]:
-        sizes = (size,) * self.dimensions if isinstance(size, int) else tuple(size)
+        sizes = tuple(size) if isinstance(size, Sequence) else (size,) * self.dimensions
         if len(sizes) != self.dimensions or not all(isinstance(s, int) for s in sizes):
             raise ValueError(f"kernel_size is {size}; expected an int or {self.dimensions} of them")
         return sizes
 
     def _window(self) -> Window:
+        for name in ("stride", "padding", "dilation"):
+            value = getattr(self, name)
+            if isinstance(value, (tuple, list)) and len(value) not in (1, self.dimensions):
+                raise TypeError(
+                    f"{name} is {value}; expected an int or a sequence of {self.dimensions}"
+                )
         *above, across = self.kernel_size
         return make_window(
             above[0] if above else 1, across, self.stride, self.padding, self.dilation
@@ -169,17 +184,20 @@ class _PartitionedConv(nn.Module):
 
     def get_extra_state(self) -> torch.Tensor:
         """The partition, as the tensor that kernels read: safe to load with ``weights_only``."""
-        return self.partition.cpu_table
+        return self.partition.cpu_table.clone()
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Adopt the partition of a checkpoint."""
+        self.partition = self._checked(state)
+
+    def _checked(self, state: torch.Tensor) -> Partition:
         loaded = Partition.from_table(state)
         if loaded.sizes != self.partition.sizes or loaded.in_channels != self.in_channels:
             raise ValueError(
                 f"the checkpoint has {loaded}, this layer {self.partition}; build the layer with "
                 "a partition of the same sizes"
             )
-        self.partition = loaded
+        return loaded
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -189,7 +207,8 @@ class _PartitionedConv(nn.Module):
             _, ins = self.partition.sizes[0]
             if self.partition.is_even and weight.shape[:2] == (self.out_channels, ins):
                 state_dict[prefix + "weight"] = weight.flatten(0, 1)
-        state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
+        # Before anything is copied: a weight means nothing without its partition.
+        self._checked(state_dict.setdefault(prefix + "_extra_state", self.get_extra_state()))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:

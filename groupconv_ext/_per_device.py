@@ -15,15 +15,22 @@ class PerDevice:
 
     It may be asked for anywhere and outlives the place: under a tracer, inside a function
     transform such as ``torch.func.grad``, in inference mode. So nothing of these may stick to it.
+
+    Tensors are kept as attributes, one for each device, and not in a dictionary: a tracer reads an
+    attribute when it gets there and a dictionary only once.
     """
 
     def __init__(self, make: Callable[[], npt.NDArray[np.generic]]) -> None:
         self._make = make
-        self._tensors: dict[torch.device, torch.Tensor] = {}
+
+    def kept(self, device: torch.device) -> torch.Tensor | None:
+        """The tensor on ``device``, if there is one already."""
+        tensor: torch.Tensor | None = getattr(self, _attribute(device), None)
+        return tensor
 
     def on(self, device: torch.device) -> torch.Tensor:
         """The tensor on ``device``."""
-        tensor = self._tensors.get(device)
+        tensor = self.kept(device)
         if tensor is None:
             # A tensor born in inference mode could never be saved for a backward pass.
             with torch.inference_mode(False):
@@ -31,15 +38,21 @@ class PerDevice:
                 tensor = from_dlpack(self._make())
                 if device.type != "cpu":
                     tensor = tensor.to(device)
-            # The key is where it is: "cuda" without an index may be another device tomorrow.
+            # The name says where it is: "cuda" without an index may be another device tomorrow.
             if _is_real(tensor):
-                self._tensors[tensor.device] = tensor
+                setattr(self, _attribute(tensor.device), tensor)
         return tensor
+
+
+def _attribute(device: torch.device) -> str:
+    return f"on_{device}"
 
 
 def _is_real(tensor: torch.Tensor) -> bool:
     """Whether this is the data itself and not a tracer's or a transform's stand-in for it."""
     try:
-        return type(tensor) is torch.Tensor and tensor.data_ptr() != 0
+        if type(tensor) is not torch.Tensor:
+            return False
+        return tensor.data_ptr() != 0 or tensor.numel() == 0 or tensor.is_meta
     except RuntimeError:
         return False

@@ -39,6 +39,7 @@ from typing import NoReturn, TypeAlias
 
 import numpy as np
 import torch
+from torch.compiler import is_compiling
 from torch.utils._pytree import register_constant
 
 from . import _checks
@@ -371,15 +372,25 @@ register_constant(Partition)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _find_or_make(partition: Partition, name: str, device: torch.device) -> torch.Tensor:
+def _prepare(partition: Partition, name: str, device: torch.device) -> bool:
+    """Make an index tensor while ``torch.compile`` traces, outside of what it traces."""
     tensors: PerDevice = getattr(partition, name)
-    return tensors.on(device)
+    return tensors.on(device).device == device
 
 
 def _constant(partition: Partition, name: str, device: torch.device) -> torch.Tensor:
-    """An index tensor of ``partition`` on ``device``; a constant to ``torch.compile`` as well."""
-    tensor: torch.Tensor = _find_or_make(partition, name, device)
-    return tensor
+    """An index tensor of ``partition`` on ``device``; a constant to ``torch.compile`` as well.
+
+    To the compiler it is an attribute of this partition. A function that returned it would give all
+    partitions of a graph one name for their tensors, which the compiler refuses.
+    """
+    tensors: PerDevice = getattr(partition, name)
+    if is_compiling():
+        _prepare(partition, name, device)
+        kept = tensors.kept(device)
+        if kept is not None:
+            return kept
+    return tensors.on(device)
 
 
 def kronecker_radices(in_channels: int, out_channels: int) -> tuple[int, ...]:

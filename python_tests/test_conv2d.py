@@ -92,35 +92,57 @@ def test_every_epilogue(isa: str, dtype: torch.dtype, activation: str) -> None:
             )
 
 
-# Where vectors, register tiles and cache tiles end.
-@pytest.mark.parametrize(
-    ("channels", "out_channels", "groups", "size", "kernel", "batch"),
-    [
-        (40, 33, 1, (7, 7), 1, 2),  # one pixel beyond the vectors, deep enough to be done apart
-        (66, 70, 2, (1, 35), 1, 1),
-        (128, 8, 1, (70, 71), 1, 1),  # tiles of one long row
-        (64, 64, 4, (56, 56), 3, 1),  # tiles of rows
-        (33, 9, 1, (3, 3001), 3, 1),  # tiles of parts of a row
-        (16, 24, 8, (6, 5), 3, 11),  # more images than slices
-        (256, 256, 256, (5, 5), 3, 1),
-    ],
-)
+AROUND = (1, 1, 1, 1)
+
+# Where vectors, register tiles and cache tiles end, and beyond the ends of the special cases.
+EDGES: dict[str, tuple[Partition, Geometry, int]] = {
+    "one pixel beyond the vectors": (Partition.random(40, 33, 1, seed=0), Geometry((7, 7)), 2),
+    "two groups, one long row": (Partition.random(66, 70, 2, seed=0), Geometry((1, 35)), 1),
+    "tiles of one long row": (Partition.random(128, 8, 1, seed=0), Geometry((70, 71)), 1),
+    "tiles of rows": (
+        Partition.random(64, 64, 4, seed=0),
+        Geometry((56, 56), (3, 3), padding=AROUND),
+        1,
+    ),
+    "tiles of parts of a row": (
+        Partition.random(33, 9, 1, seed=0),
+        Geometry((3, 3001), (3, 3), padding=AROUND),
+        1,
+    ),
+    "many images": (
+        Partition.random(16, 24, 8, seed=0),
+        Geometry((6, 5), (3, 3), padding=AROUND),
+        11,
+    ),
+    "depthwise": (
+        Partition.contiguous(67, 67, 67),
+        Geometry((28, 29), (3, 3), padding=AROUND),
+        2,
+    ),
+    "depthwise, strided": (
+        Partition.contiguous(40, 40, 40),
+        Geometry((30, 17), (5, 5), (2, 2), (2, 2, 2, 2)),
+        1,
+    ),
+    "depthwise, permuted": (
+        Partition.random(256, 256, 256, seed=0),
+        Geometry((5, 5), (3, 3), padding=AROUND),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("partition", "geometry", "batch"), EDGES.values(), ids=EDGES.keys())
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @each_dtype
 def test_ends_of_tiles(
     isa: str,
     dtype: torch.dtype,
     layout: str,
-    channels: int,
-    out_channels: int,
-    groups: int,
-    size: tuple[int, int],
-    kernel: int,
+    partition: Partition,
+    geometry: Geometry,
     batch: int,
 ) -> None:
-    pad = kernel // 2
-    geometry = Geometry(size, (kernel, kernel), padding=(pad, pad, pad, pad))
-    partition = Partition.random(channels, out_channels, groups, seed=0)
     x, weight, bias = tensors(partition, geometry, batch, dtype)
     check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias, None, "relu")
 
@@ -165,6 +187,9 @@ def test_anything(
 
 def random_partition(rng: random.Random) -> Partition:
     groups, outs, ins = rng.randint(1, 5), rng.randint(1, 40), rng.randint(1, 40)
+    if rng.random() < 0.2:
+        straight = Partition.contiguous(outs, outs, outs)
+        return rng.choice((straight, Partition.random(outs, outs, outs, seed=outs)))
     if rng.random() < 0.5:
         return Partition.random(ins, outs, groups, seed=rng.randrange(99), uneven=True)
     if rng.random() < 0.5:

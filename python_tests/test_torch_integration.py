@@ -73,6 +73,12 @@ def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
         assert a.stride() == e.stride()
 
 
+@pytest.fixture(autouse=True)
+def compile_anew() -> None:
+    """torch stops compiling a function that it had to compile too often, over all tests."""
+    torch._dynamo.reset()
+
+
 # ---- operations ---------------------------------------------------------------------------------
 
 

@@ -1,0 +1,121 @@
+"""The kernels touch their operands and nothing beside them, and need next to no memory themselves.
+
+Operands end (or begin) exactly where a page begins (or ends) that may not be touched, so a single
+element read too far ends the process; which is therefore one of its own.
+"""
+
+import ctypes
+import itertools
+import mmap
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import (
+    DTYPES,
+    GEOMETRIES,
+    ISAS,
+    LAYOUTS,
+    PARTITIONS,
+    Geometry,
+    check_convolution,
+    forced_isa,
+    needs_native,
+    tensors,
+)
+
+import groupconv_ext as gc
+from groupconv_ext import Partition
+
+PAGE = mmap.PAGESIZE
+NO_ACCESS = 0  # PROT_NONE, which the module mmap does not name
+LIBC = ctypes.CDLL(None)
+
+
+def guarded(tensor: torch.Tensor, at_end: bool) -> torch.Tensor:
+    """The same tensor, at one end of memory that lies between two pages nobody may touch."""
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    dense = tensor.permute(order).contiguous()
+    size = dense.numel() * dense.element_size()
+    if size == 0:
+        return tensor
+    inner = -(-size // PAGE) * PAGE
+    memory = mmap.mmap(-1, inner + 2 * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (start, start + PAGE + inner):
+        assert LIBC.mprotect(ctypes.c_void_p(guard), PAGE, NO_ACCESS) == 0
+    offset = PAGE + (inner - size if at_end else 0)
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=dense.numel(), offset=offset)
+    copy = copy.view(dense.shape).copy_(dense)
+    return copy.permute([order.index(d) for d in range(tensor.dim())])
+
+
+def check_between_guards() -> None:
+    kinds = ("ragged", "overlapping, unread", "depthwise", "group without inputs")
+    cases = [*itertools.product((PARTITIONS[kind] for kind in kinds), GEOMETRIES.values())]
+    cases += [
+        (Partition.random(40, 33, 1, seed=0), Geometry((7, 7))),
+        (Partition.random(36, 72, 2, seed=0), Geometry((5, 13), (3, 3), padding=(1, 1, 1, 1))),
+        (Partition.random(48, 48, 48, seed=0), Geometry((9, 7), (3, 3), (2, 2), (1, 1, 1, 1))),
+        (Partition.random(19, 21, 4, seed=0, uneven=True), Geometry((1, 67))),
+    ]
+    layouts = (LAYOUTS["NCHW"], LAYOUTS["channels_last"])
+    for (partition, geometry), dtype, layout, at_end in itertools.product(
+        cases, DTYPES, layouts, (False, True)
+    ):
+        x, weight, bias = tensors(partition, geometry, dtype=dtype)
+        x, weight, bias = (guarded(t, at_end) for t in (layout(x), weight, bias))
+        for isa in ISAS:
+            with forced_isa(isa):
+                check_convolution(
+                    partition,
+                    geometry,
+                    x,
+                    weight,
+                    bias,
+                    grad_layout=lambda t, layout=layout, end=at_end: guarded(layout(t), end),
+                )
+
+
+def check_peak() -> None:
+    """Far from the 30 MB that gathering every window would take, in each of the three passes."""
+    partition = Partition.random(64, 64, 4, seed=0)
+    x = torch.randn(1, 64, 112, 112, requires_grad=True)
+    weight = torch.randn(partition.entries, 3, 3, requires_grad=True)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return gc.conv2d(x, weight, partition=partition, padding=1, backend="native")
+
+    small = call(x[:, :, :9, :9])
+    torch.autograd.grad(small, (x, weight), torch.ones_like(small))
+    grad = torch.ones(1, 64, 112, 112)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch.autograd.grad(call(x), (x, weight), grad)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    results = 2 * x.numel() * 4 / 2**20
+    assert grown < results + 4 * torch.get_num_threads(), (
+        f"{grown:.1f} MiB, {results:.1f} of results"
+    )
+
+
+CHECKS: dict[str, Callable[[], None]] = {"guards": check_between_guards, "peak": check_peak}
+
+
+@needs_native
+@pytest.mark.parametrize("check", CHECKS)
+def test_memory(check: str) -> None:
+    # The helpers lie beside this file, which a safe path would not see.
+    environment = os.environ | {"PYTHONSAFEPATH": ""}
+    run = subprocess.run(
+        [sys.executable, __file__, check], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    CHECKS[sys.argv[1]]()

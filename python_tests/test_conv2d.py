@@ -1,6 +1,8 @@
 """The native convolution against the oracle: every ISA, dtype, layout, window and partition."""
 
 import itertools
+import math
+import mmap
 import os
 import random
 import time
@@ -288,6 +290,25 @@ def test_an_image_of_no_pixels_has_no_window() -> None:
         gc.conv2d(torch.ones(1, 2, 0, 4), torch.ones(2, 1, 1), partition=one)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_more_than_two_billion_elements(isa: str, layout: str) -> None:
+    # Memory that exists only where it is touched; a wide stride touches its four corners.
+    far = 2**15
+    shape = (2, 2, far, far // 2 + 1) if layout == "NCHW" else (2, far, far // 2 + 1, 2)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, math.prod(shape) * 2, flags)
+    x = torch.frombuffer(memory, dtype=torch.bfloat16).view(shape)
+    x = x if layout == "NCHW" else x.movedim(-1, 1)
+    assert x.numel() > 2**31
+    x[1, 1, -1, -1] = 5
+    weight = torch.tensor([2.0, 3.0]).view(2, 1, 1).bfloat16().requires_grad_()
+    two = Partition.contiguous(2, 2, 2)
+    y = gc.conv2d(x, weight, partition=two, stride=(far - 1, far // 2), backend="native")
+    assert y.nonzero().tolist() == [[1, 1, 1, 1]]
+    assert y[1, 1, 1, 1] == 15
+    assert torch.autograd.grad(y.sum(), weight)[0].flatten().tolist() == [0, 5]
+
+
 # ---- the public function ------------------------------------------------------------------------
 
 
@@ -350,11 +371,13 @@ def test_output_lies_in_memory_as_conv2ds(dtype: torch.dtype, layout: Layout) ->
     dense = Partition.contiguous(4, 6, 1)
     weight = torch.randn(6, 4, 3, 3, dtype=dtype)
     for shape in ((2, 4, 5, 6), (1, 4, 5, 6), (2, 4, 1, 6), (2, 4, 5, 1), (1, 4, 1, 1)):
-        x = layout(torch.randn(shape, dtype=dtype))
-        expected = functional.conv2d(x, weight, padding=1).stride()
-        x.requires_grad_()
+        x = layout(torch.randn(shape, dtype=dtype)).requires_grad_()
+        expected = functional.conv2d(x, weight, padding=1)
         y = gc.conv2d(x, weight, partition=dense, padding=1, backend="native")
-        assert y.stride() == expected, shape
+        assert y.stride() == expected.stride(), shape
+        grad = torch.ones_like(y)
+        x_grad, expected_grad = (torch.autograd.grad(out, x, grad)[0] for out in (y, expected))
+        assert x_grad.stride() == expected_grad.stride(), shape
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -384,3 +407,22 @@ def test_nan_and_inf_stay_where_they_belong(
             found = finite(NATIVE.convolve, LAYOUTS[layout](x), spoil_grad)
             for name, actual, wanted in zip(("y", "∂x", "∂weight"), found, expected, strict=True):
                 assert torch.equal(actual, wanted), (name, layout)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@each_dtype
+def test_nan_and_inf_pass_through_activations(
+    isa: str, dtype: torch.dtype, activation: str
+) -> None:
+    for geometry, layout in itertools.product(
+        (Geometry((7, 9)), GEOMETRIES["3×3"]), ("NCHW", "channels_last")
+    ):
+        x, weight, bias = (t.abs() + 0.1 for t in tensors(MIXED, geometry, dtype=dtype))
+        x[0, 3, 0, 0], x[0, 3, 2, 3], x[1, 3, 1, 1] = torch.nan, torch.inf, -torch.inf
+        wide = (t.double() for t in (x, weight, bias))
+        expected = reference.conv2d(*wide, MIXED, *geometry.window, activation)
+        x, window = LAYOUTS[layout](x), window_of(geometry)
+        y = NATIVE.convolve(x, weight, bias, None, MIXED, window, activation)
+        assert expected.isnan().any()
+        for special in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(special(y), special(expected)), (special, layout, geometry)

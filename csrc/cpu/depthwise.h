@@ -5,8 +5,8 @@
 //   For windows 3 high, each loaded source row serves three destination rows: 18 loads for 36
 //   multiply-adds, where one row at a time would need 36.
 // channels_last (DepthwiseChannels): lanes are channels, nothing is staged; a tile is 4 pixels × 4 vectors
-//   of channels (2 where there are 16 registers), weights transposed to [tap][channel] once per call. Needs every channel to stay where it
-//   is; a depthwise convolution that also permutes goes the general way.
+//   of channels (2 where there are 16 registers), the weights transposed to [tap][channel] once an item.
+//   Needs every channel to stay where it is; a depthwise convolution that permutes goes the general way.
 #pragma once
 
 #include "cpu/workspace.h"

@@ -71,7 +71,8 @@ struct Tiling {
       if (tile_rows < 1) {
         tile_rows = 1;
         const int64_t fit = budget / (halo + per_row) - sweep.halo_cols;
-        tile_cols = smaller(tile_cols, larger(fit / narrowest, int64_t{1}) * narrowest);
+        const int64_t unit = fit < narrowest ? narrowest / 3 : narrowest;
+        tile_cols = smaller(tile_cols, larger(fit / unit, int64_t{1}) * unit);
       }
     }
     if (sweep.rows > 1) {

@@ -43,7 +43,7 @@ void run(int64_t items, void (*body)(void*, int64_t), void* context) {
 }  // namespace
 
 cpu::Threads torch_threads() {
-  if (forked) return {};
+  if (forked) return {1, run};  // the same pieces as elsewhere, and so the same bits
   return {static_cast<int64_t>(torch::stable::get_num_threads()), run};
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _ops
-from ..autograd import FUSED_IN_TRAINING, convolve
+from ..autograd import FUSED_IN_TRAINING, convolve, wants_grad
 from ..partition import Partition
 from ..reference import activations
 from ..window import Window
@@ -29,7 +29,7 @@ _HAS_CUDA = _built_with_cuda()
 
 def _why_not(call: Call) -> str | None:
     if _ops.unavailable is not None:
-        return _ops.unavailable
+        return f"is missing: {_ops.unavailable}"
     device, dtype, needs_grad, forward_mode = call
     if forward_mode:
         return "has no derivatives in forward mode"
@@ -57,7 +57,7 @@ def _convolve(
     window: Window,
     activation: str,
 ) -> torch.Tensor:
-    if activation in FUSED_IN_TRAINING or not torch.is_grad_enabled():
+    if activation in FUSED_IN_TRAINING or not wants_grad(x, weight, bias, residual):
         return convolve(x, weight, bias, residual, partition, window, activation)
     y = convolve(x, weight, bias, residual, partition, window, "none")
     return activations[activation](y)

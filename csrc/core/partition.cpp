@@ -29,7 +29,9 @@ std::string out_of_range(const char* side, int64_t channel, int64_t channels) {
 
 }  // namespace
 
-std::string parse_partition(const int32_t* table, int64_t length, PartitionView& view) {
+std::string parse_partition(const int32_t* given, int64_t length, PartitionView& view) {
+  view.table.assign(given, given + length);
+  const int32_t* table = view.table.data();
   if (length < header_length) return number("length", length) + " is shorter than its header of 4";
   const int64_t in_channels = table[0], out_channels = table[1], groups = table[2], reads = table[3];
   if (in_channels < 0 || out_channels < 0 || reads < 0 || groups < 1) {

@@ -27,11 +27,16 @@ struct ChannelLists {
 };
 
 struct PartitionView {
+  PartitionView() = default;
+  PartitionView(PartitionView&&) = default;
+  PartitionView(const PartitionView&) = delete;  // the lists point into its own table
+
   int64_t in_channels = 0;
   int64_t out_channels = 0;
   int64_t groups = 0;
   ChannelLists inputs{};
   ChannelLists outputs{};
+  std::vector<int32_t> table;           // as it was when it was checked, whoever writes to it since
   std::vector<int64_t> weight_offsets;  // groups + 1, in units of one kernel window
   bool inputs_overlap = false;          // some channel is read by two groups
   bool inputs_complete = false;         // every channel is read by some group

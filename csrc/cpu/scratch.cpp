@@ -24,6 +24,7 @@ thread_local Buffer buffer;
 
 void* thread_scratch(size_t bytes) {
   if (bytes > buffer.bytes) {
+    if (bytes > PTRDIFF_MAX - 4096) throw std::bad_alloc();
     buffer.release();
     const size_t rounded = (bytes + 4095) / 4096 * 4096;
     buffer.memory = std::aligned_alloc(64, rounded);

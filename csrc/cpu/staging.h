@@ -225,7 +225,7 @@ void copy_planes(const Image<const Stored>& image, int64_t n, ChannelSet channel
     const Inside rows(first_row, shape.rows, planes.step_h, phase.row, image.height);
     const int64_t x = (first_col + cols.begin) * planes.step_w + phase.col;
     const int64_t count = cols.end - cols.begin;
-    if (count == 0) continue;
+    if (count == 0 || rows.begin == rows.end) continue;
     const int64_t y = (first_row + rows.begin) * planes.step_h + phase.row;
     const int64_t row_stride = planes.step_h * image.stride_h;
     T* first = scratch + plane * plane_distance + rows.begin * shape.pitch + cols.begin;

@@ -54,6 +54,18 @@ Tensor for_compute(const Tensor& tensor) {
   return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
 }
 
+// Staging a tile may take as many elements as the lattice and its halo have, for every channel and phase;
+// beyond what 64 bits count, nothing may start.
+void check_span(const Sweep& sweep, int64_t channels) {
+  int64_t bytes = 64;
+  for (const int64_t factor : {std::max<int64_t>(channels, 1), static_cast<int64_t>(sweep.phases.size()) + 1,
+                               sweep.rows + sweep.halo_rows + 1, sweep.cols + sweep.halo_cols + 1}) {
+    STD_TORCH_CHECK(!__builtin_mul_overflow(bytes, factor, &bytes), "the window spans ",
+                    sweep.rows + sweep.halo_rows, "×", sweep.cols + sweep.halo_cols, " pixels of ", channels,
+                    " channels, more than can be addressed");
+  }
+}
+
 cpu::Threads threads_for(const PartitionView& partition, const Window& window, int64_t pixels) {
   const int64_t work = partition.entries() * window.area();
   if (work == 0 || pixels < worth_a_thread / work) return {};
@@ -114,6 +126,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     const Tensor typed_weight = for_compute<Stored>(weight);
     const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : typed_weight;
     Sweep sweep = forward_sweep(window, {input.size(2), input.size(3)}, {sizes[2], sizes[3]});
+    check_span(sweep, partition.in_channels + partition.out_channels);
     cpu::ConvolveProblem<Stored> problem;
     problem.source = image_of<const Stored>(input);
     problem.dest = image_of<Stored>(output);
@@ -157,6 +170,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor&
     // A driver writes the pixels that its sweep visits and the channels that some group reads.
     if (!pass.covers_input || !partition.inputs_complete) torch::stable::zero_(input_grad);
     for (Sweep& sweep : pass.sweeps) {
+      check_span(sweep, partition.in_channels + partition.out_channels);
       cpu::ConvolveProblem<Stored> problem;
       problem.source = image_of<const Stored>(grad);
       problem.dest = image_of<Stored>(input_grad);
@@ -201,6 +215,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
                                               compute_dtype<Stored>);
     if (grad.numel() > 0 && partial.numel() > 0) {
       const Sweep sweep = forward_sweep(window, {input.size(2), input.size(3)}, {grad.size(2), grad.size(3)});
+      check_span(sweep, partition.in_channels + partition.out_channels);
       cpu::WeightGradProblem<Stored> problem;
       problem.input = image_of<const Stored>(input);
       problem.grad = image_of<const Stored>(grad);

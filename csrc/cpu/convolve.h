@@ -8,6 +8,7 @@
 // If neither side is whole, groups are work items of their own.
 #pragma once
 
+#include "cpu/convolve_pixels.h"
 #include "cpu/depthwise.h"
 #include "cpu/multiply.h"
 #include "cpu/workspace.h"
@@ -185,6 +186,7 @@ void convolve(const ConvolveProblem<Stored>& problem) {
     if (DepthwiseRows<Stored>::suits(problem)) return DepthwiseRows<Stored>(problem).run();
     if (DepthwiseChannels<Stored>::suits(problem)) return DepthwiseChannels<Stored>(problem).run();
   }
+  if (PixelConvolution<Stored>::suits(problem)) return PixelConvolution<Stored>(problem).run();
   Convolution<Stored>(problem).run();
 }
 

@@ -11,6 +11,7 @@
 // Pixels are the outer loop: the tile of source rows stays in L1 while all destination rows pass over it.
 #pragma once
 
+#include "cpu/strides.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
@@ -65,23 +66,21 @@ void multiply_tile(const MultiplyJob<T>& job, int64_t row, int64_t pixel, typena
     for (int v = 0; v < V; ++v) sums[r][v] = start;
   }
 
-  const T* weights[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) weights[r] = job.weight + (row + r) * job.weight_row_stride;
-
   const int64_t depth = job.depth;
   const T* const* sources = job.sources;
   const int64_t* steps = job.steps;
+  const T* first_weights = job.weight + row * job.weight_row_stride;
+  const Strides strides(job.weight_row_stride * static_cast<int64_t>(sizeof(T)));
   for (int64_t j = 0; j < depth; ++j) {
     const T* source = sources[j] + pixel;
-    const int64_t step = steps[j];
+    const T* weight = first_weights + steps[j];
     V_ x[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) x[v] = load(source, v);
     if constexpr (!Tail) prefetch_next<T, V>(source);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V_ w = V_::broadcast(weights[r][step]);
+      const V_ w = V_::broadcast(*strides.at(weight, r));
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
     }

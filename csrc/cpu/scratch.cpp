@@ -6,6 +6,13 @@
 namespace groupconv::cpu {
 namespace {
 
+void* allocate(size_t bytes) {
+  if (bytes > PTRDIFF_MAX - 4096) throw std::bad_alloc();
+  void* memory = std::aligned_alloc(64, (bytes + 4095) / 4096 * 4096);
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+
 struct Buffer {
   void* memory = nullptr;
   size_t bytes = 0;
@@ -24,12 +31,9 @@ thread_local Buffer buffer;
 
 void* thread_scratch(size_t bytes) {
   if (bytes > buffer.bytes) {
-    if (bytes > PTRDIFF_MAX - 4096) throw std::bad_alloc();
     buffer.release();
-    const size_t rounded = (bytes + 4095) / 4096 * 4096;
-    buffer.memory = std::aligned_alloc(64, rounded);
-    if (!buffer.memory) throw std::bad_alloc();
-    buffer.bytes = rounded;
+    buffer.memory = allocate(bytes);
+    buffer.bytes = bytes;
   }
   return buffer.memory;
 }
@@ -37,5 +41,8 @@ void* thread_scratch(size_t bytes) {
 void release_scratch() {
   if (buffer.bytes > scratch_keep) buffer.release();
 }
+
+SharedScratch::SharedScratch(size_t bytes) : memory_(allocate(bytes)) {}
+SharedScratch::~SharedScratch() { std::free(memory_); }
 
 }  // namespace groupconv::cpu

@@ -12,4 +12,16 @@ constexpr size_t scratch_keep = size_t{1} << 20;
 void* thread_scratch(size_t bytes);
 void release_scratch();
 
+// Memory that all threads of one call share, for what is prepared once: packed weights and their tables.
+class SharedScratch {
+ public:
+  explicit SharedScratch(size_t bytes);
+  ~SharedScratch();
+  SharedScratch(const SharedScratch&) = delete;
+  void* memory() const { return memory_; }
+
+ private:
+  void* memory_;
+};
+
 }  // namespace groupconv::cpu

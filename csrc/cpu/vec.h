@@ -51,6 +51,10 @@ struct Vec<float> {
   static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static GROUPCONV_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static GROUPCONV_INLINE Vec load(const float* p, Mask m) { return {_mm512_maskz_loadu_ps(m, p)}; }
+  // Lanes p[index[0]], p[index[1]], …, zero where masked out. All of `index` is read, whatever the mask.
+  static GROUPCONV_INLINE Vec gather(const float* p, const int32_t* index, Mask m) {
+    return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), m, _mm512_loadu_si512(index), p, 4)};
+  }
   GROUPCONV_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   GROUPCONV_INLINE void store(float* p, Mask m) const { _mm512_mask_storeu_ps(p, m, v); }
   GROUPCONV_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
@@ -73,6 +77,10 @@ struct Vec<double> {
   static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm512_set1_pd(x)}; }
   static GROUPCONV_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
   static GROUPCONV_INLINE Vec load(const double* p, Mask m) { return {_mm512_maskz_loadu_pd(m, p)}; }
+  static GROUPCONV_INLINE Vec gather(const double* p, const int32_t* index, Mask m) {
+    return {_mm512_mask_i32gather_pd(_mm512_setzero_pd(), m,
+                                     _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), p, 8)};
+  }
   GROUPCONV_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
   GROUPCONV_INLINE void store(double* p, Mask m) const { _mm512_mask_storeu_pd(p, m, v); }
   GROUPCONV_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
@@ -102,6 +110,10 @@ struct Vec<float> {
   static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   static GROUPCONV_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static GROUPCONV_INLINE Vec load(const float* p, Mask m) { return {_mm256_maskload_ps(p, m)}; }
+  static GROUPCONV_INLINE Vec gather(const float* p, const int32_t* index, Mask m) {
+    const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+    return {_mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, from, _mm256_castsi256_ps(m), 4)};
+  }
   GROUPCONV_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   GROUPCONV_INLINE void store(float* p, Mask m) const { _mm256_maskstore_ps(p, m, v); }
   GROUPCONV_INLINE float sum() const {
@@ -131,6 +143,10 @@ struct Vec<double> {
   static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm256_set1_pd(x)}; }
   static GROUPCONV_INLINE Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
   static GROUPCONV_INLINE Vec load(const double* p, Mask m) { return {_mm256_maskload_pd(p, m)}; }
+  static GROUPCONV_INLINE Vec gather(const double* p, const int32_t* index, Mask m) {
+    const __m128i from = _mm_loadu_si128(reinterpret_cast<const __m128i*>(index));
+    return {_mm256_mask_i32gather_pd(_mm256_setzero_pd(), p, from, _mm256_castsi256_pd(m), 8)};
+  }
   GROUPCONV_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
   GROUPCONV_INLINE void store(double* p, Mask m) const { _mm256_maskstore_pd(p, m, v); }
   GROUPCONV_INLINE double sum() const {
@@ -159,6 +175,7 @@ struct Vec {
   static GROUPCONV_INLINE Vec broadcast(T x) { return {x}; }
   static GROUPCONV_INLINE Vec load(const T* p) { return {*p}; }
   static GROUPCONV_INLINE Vec load(const T* p, Mask m) { return {m ? *p : T(0)}; }
+  static GROUPCONV_INLINE Vec gather(const T* p, const int32_t* index, Mask m) { return load(p + *index, m); }
   GROUPCONV_INLINE void store(T* p) const { *p = v; }
   GROUPCONV_INLINE void store(T* p, Mask m) const {
     if (m) *p = v;

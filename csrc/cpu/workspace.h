@@ -18,6 +18,8 @@ class Workspace {
     bytes_ += rounded<T>(count);
   }
   void open() { cursor_ = static_cast<char*>(thread_scratch(static_cast<size_t>(bytes_))); }
+  void open(const SharedScratch& shared) { cursor_ = static_cast<char*>(shared.memory()); }
+  size_t bytes() const { return static_cast<size_t>(bytes_); }
   template <class T>
   T* take(int64_t count) {
     T* piece = reinterpret_cast<T*>(cursor_);
@@ -52,6 +54,7 @@ constexpr int64_t pieces_for_threads = 8;
 
 // Staged rows of one tile and the sums made from them stay in a core's L2 together.
 constexpr int64_t tile_bytes = 384 << 10;
+constexpr int64_t most_tile_bytes = 960 << 10;
 
 // The sweep's lattice cut into tiles: whole lattice rows where one fits, parts of a row otherwise.
 struct Tiling {
@@ -70,9 +73,11 @@ struct Tiling {
       tile_rows = smaller(tile_rows, (budget / (sweep.cols + sweep.halo_cols) - halo) / per_row);
       if (tile_rows < 1) {
         tile_rows = 1;
-        const int64_t fit = budget / (halo + per_row) - sweep.halo_cols;
+        int64_t fit = budget / (halo + per_row) - sweep.halo_cols;
+        // With very many channels, rather all the scratch there is than vectors that are not full.
+        if (fit < narrowest) fit = most_tile_bytes / element / (halo + per_row) - sweep.halo_cols;
         const int64_t unit = fit < narrowest ? narrowest / 3 : narrowest;
-        tile_cols = smaller(tile_cols, larger(fit / unit, int64_t{1}) * unit);
+        if (fit < sweep.cols) tile_cols = smaller(tile_cols, larger(fit / unit, int64_t{1}) * unit);
       }
     }
     if (sweep.rows > 1) {

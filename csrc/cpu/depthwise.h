@@ -9,6 +9,7 @@
 //   Needs every channel to stay where it is; a depthwise convolution that permutes goes the general way.
 #pragma once
 
+#include "cpu/pixels.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -201,16 +202,6 @@ class DepthwiseRows {
   ChannelLists sources_, dests_;
   ClampRange<T> range_;
 };
-
-// A tap as a shift of whole pixels, out of the sweep's planes.
-struct Shift {
-  int64_t row, col;
-};
-GROUPCONV_INLINE Shift shift_of(const Sweep& sweep, const Tap& tap) {
-  const Phase& phase = sweep.phases[static_cast<size_t>(tap.plane)];
-  return {(sweep.first_row + tap.row) * sweep.source_step_h + phase.row,
-          (sweep.first_col + tap.col) * sweep.source_step_w + phase.col};
-}
 
 template <class T>
 class DepthwiseChannels {

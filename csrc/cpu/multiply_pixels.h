@@ -32,8 +32,6 @@ struct PixelTile {
   T low, high;
 };
 
-constexpr int most_vectors = 2;
-
 constexpr int most_pixels(int vectors) { return vector_registers == 32 ? 14 : vectors == 2 ? 6 : 12; }
 
 template <class T, int V, int P>

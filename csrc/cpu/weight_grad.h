@@ -12,6 +12,7 @@
 
 #include "cpu/correlate.h"
 #include "cpu/depthwise_grad.h"
+#include "cpu/weight_grad_pixels.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -206,6 +207,7 @@ void weight_grad(const WeightGradProblem<Stored>& problem) {
   if constexpr (__is_same(Stored, compute_t<Stored>)) {
     if (DepthwiseGrad<Stored>::suits(problem)) return DepthwiseGrad<Stored>(problem).run();
   }
+  if (PixelWeightGrad<Stored>::suits(problem)) return PixelWeightGrad<Stored>(problem).run();
   WeightGrad<Stored>(problem).run();
 }
 

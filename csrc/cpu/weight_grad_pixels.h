@@ -1,0 +1,168 @@
+// The driver of the weight gradient between channels_last images, with lanes over output channels
+// (correlate_pixels.h).
+//
+// A tile of pixels is small enough that what one group reads of it stays in L1 while the group's sums pass
+// over it. The sums of all groups are kept, lanes next to each other, until a slice of the batch is done,
+// and are then transposed into the packed gradient.
+#pragma once
+
+#include "cpu/correlate_pixels.h"
+#include "cpu/pixels.h"
+#include "cpu/workspace.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class Stored>
+class PixelWeightGrad {
+  using T = compute_t<Stored>;
+  static constexpr int64_t lanes = Vec<T>::lanes;
+
+ public:
+  static bool suits(const WeightGradProblem<Stored>& p) {
+    if constexpr (lanes == 1) return false;
+    if (!p.input.channels_last() || !p.grad.channels_last()) return false;
+    if (!Reach(*p.sweep).dense(*p.sweep)) return false;
+    return fills_lanes<T>(p.partition->outputs, p.partition->groups);
+  }
+
+  explicit PixelWeightGrad(const WeightGradProblem<Stored>& problem)
+      : p_(problem),
+        sweep_(*problem.sweep),
+        lattice_(lattice_of(sweep_)),
+        inputs_(p_.partition->inputs),
+        outputs_(p_.partition->outputs),
+        groups_(p_.partition->groups),
+        taps_(static_cast<int64_t>(sweep_.taps.size())),
+        input_(p_.input, sweep_),
+        grad_(p_.grad, lattice_) {
+    for (int64_t g = 0; g < groups_; ++g) {
+      most_group_ = larger(most_group_, inputs_.count(g) + outputs_.count(g));
+      for_each_block(g, [&](int64_t, int64_t, int64_t width) { sums_ += width * inputs_.count(g) * taps_; });
+    }
+  }
+
+  void run() {
+    const int64_t reads = PixelSource<Stored>::count_reads(inputs_, groups_);
+    Workspace shared;
+    shared.plan<int32_t>(reads);
+    shared.plan<int32_t>(p_.grad.channels);
+    const SharedScratch memory(shared.bytes());
+    shared.open(memory);
+    input_.open(inputs_, groups_, true, shared.take<int32_t>(reads));
+    grad_.open(outputs_, groups_, true, shared.take<int32_t>(p_.grad.channels));
+
+    // What one group reads of a tile stays in L1.
+    constexpr int64_t l1_share = 24 << 10;
+    const int64_t pixels =
+        larger(l1_share / static_cast<int64_t>(sizeof(T)) / larger(most_group_, int64_t{1}), int64_t{16});
+    const int64_t wanted = divide_up(sweep_.rows * sweep_.cols, pixels);
+    const Tiling tiling(sweep_, input_.staged_per_pixel(), grad_.staged_per_pixel(), sizeof(T), wanted);
+    input_.set_widest(tiling.tile_cols);
+    grad_.set_widest(tiling.tile_cols);
+    const int64_t tiles = p_.input.batch * tiling.count;
+    for_each_item(p_.threads, p_.slices, [&](int64_t slice) {
+      run_slice(slice, tiling, tiles * slice / p_.slices, tiles * (slice + 1) / p_.slices);
+    });
+  }
+
+ private:
+  // The output gradient's own pixels: each is read where it is.
+  static Sweep lattice_of(const Sweep& sweep) {
+    Sweep lattice;
+    lattice.rows = sweep.rows;
+    lattice.cols = sweep.cols;
+    return lattice;
+  }
+
+  template <class Body>
+  void for_each_block(int64_t group, const Body& body) const {
+    for_each_lane_block<T>(outputs_.count(group), body);
+  }
+
+  void run_slice(int64_t slice, const Tiling& tiling, int64_t begin, int64_t end) const {
+    const Tile first = tiling.tile(sweep_, 0);  // no tile is larger
+    Workspace space;
+    space.plan<T>(sums_);
+    space.plan<T>(input_.staged_size(first));
+    space.plan<T>(grad_.staged_size(first));
+    space.open();
+    T* sums = space.take<T>(sums_);
+    T* staged_input = space.take<T>(input_.staged_size(first));
+    T* staged_grad = space.take<T>(grad_.staged_size(first));
+    fill_zero(sums, sums_);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / tiling.count;
+      const Tile tile = tiling.tile(sweep_, i % tiling.count);
+      add_tile(tile, input_.open_tile(n, tile, staged_input), grad_.open_tile(n, tile, staged_grad), sums);
+    }
+    unpack(sums, p_.weight_grad + slice * p_.partition->entries() * p_.window_area);
+    release_scratch();
+  }
+
+  void add_tile(const Tile& tile, const T* input, const T* grad, T* sums) const {
+    CorrelatePixelsJob<T> job{};
+    job.rows = tile.rows;
+    job.cols = tile.cols;
+    job.source_row = input_.row_stride();
+    job.source_pixel = input_.pixel_stride();
+    job.grad_row = grad_.row_stride();
+    job.grad_pixel = grad_.pixel_stride();
+    int64_t read = 0, written = 0;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t count = inputs_.count(g);
+      for_each_block(g, [&](int64_t first, int64_t channels, int64_t width) {
+        job.channels = channels;
+        job.grad = grad + written + first;
+        const int64_t most = width > lanes ? most_channels(2) : most_channels(1);
+        const int64_t step = count ? divide_up(count, divide_up(count, most)) : 1;
+        for (const Tap& tap : sweep_.taps) {
+          for (int64_t i = 0; i < count; i += step) {
+            job.source = input + input_.tap_offset(tap) + read + i;
+            job.sums = sums + i * width;
+            if (width > lanes) {
+              correlate_channels<T, 2>(job, smaller(step, count - i));
+            } else {
+              correlate_channels<T, 1>(job, smaller(step, count - i));
+            }
+          }
+          sums += count * width;
+        }
+      });
+      read += count;
+      written += outputs_.count(g);
+    }
+  }
+
+  void unpack(const T* sums, T* weight_grad) const {
+    const int64_t area = p_.window_area;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t count = inputs_.count(g);
+      T* block = weight_grad + p_.partition->weight_offsets[g] * area;
+      for_each_block(g, [&](int64_t first, int64_t channels, int64_t width) {
+        T* rows = block + first * count * area;
+        if (area == 1 && taps_ == 1) {
+          transpose_in(sums, width, count, channels, rows, count);
+          sums += count * width;
+          return;
+        }
+        for (const Tap& tap : sweep_.taps) {
+          for (int64_t i = 0; i < count; ++i, sums += width) {
+            for (int64_t r = 0; r < channels; ++r) rows[(r * count + i) * area + tap.weight] = sums[r];
+          }
+        }
+      });
+    }
+  }
+
+  const WeightGradProblem<Stored>& p_;
+  const Sweep& sweep_;
+  Sweep lattice_;
+  ChannelLists inputs_, outputs_;
+  int64_t groups_, taps_;
+  PixelSource<Stored> input_, grad_;
+  int64_t most_group_ = 0, sums_ = 0;
+};
+
+}  // namespace
+}  // namespace groupconv::cpu

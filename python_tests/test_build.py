@@ -3,6 +3,7 @@
 The tests of object files and compiler reports need the build folder and are skipped without it.
 """
 
+import json
 import os
 import re
 import shutil
@@ -177,14 +178,43 @@ def attached_kernels(native: Any) -> list[str]:
 ISA_FILES = ("csrc/cpu/avx2.cpp", "csrc/cpu/avx512.cpp")
 
 
+def mergeable(path: Path) -> list[str]:
+    """Weak symbols, which are merged by name: an AVX-512 copy could become everyone's."""
+    table = output_of("nm", "--defined-only", "--demangle", path)
+    weak = [line for line in table.splitlines() if re.match(r"\S+ [WwVvu] ", line)]
+    # Each file's own copy of the personality routine's address; data, the same in all.
+    return [line for line in weak if "DW.ref." not in line]
+
+
 def test_no_mergeable_code_in_the_files_of_an_instruction_set() -> None:
-    """A weak symbol is merged by name: its AVX-512 copy could become everyone's."""
     for path in objects(*ISA_FILES, "csrc/cpu/scalar.cpp"):
-        table = output_of("nm", "--defined-only", "--demangle", path)
-        weak = [line for line in table.splitlines() if re.match(r"\S+ [WwVvu] ", line)]
-        # Each file's own copy of the personality routine's address; data, the same in all.
-        weak = [line for line in weak if "DW.ref." not in line]
-        assert not weak, f"{path.name}: {weak}"
+        assert not mergeable(path), path.name
+
+
+@pytest.mark.slow
+def test_nor_in_a_build_for_a_debugger(tmp_path: Path) -> None:
+    """Nothing is inlined there unless these files are optimized all the same."""
+    search = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    cmake, ninja = (shutil.which(tool, path=search) for tool in ("cmake", "ninja"))
+    if not cmake or not ninja or not (ROOT / "CMakeLists.txt").exists():
+        pytest.skip("needs the sources, cmake and ninja")
+    settings = {
+        "CMAKE_BUILD_TYPE": "Debug",
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "GROUPCONV_CUDA": "OFF",
+        "Python_EXECUTABLE": sys.executable,
+    }
+    configure = [cmake, "-S", ROOT, "-B", tmp_path, "-G", "Ninja"]
+    configure += [f"-D{name}={value}" for name, value in settings.items()]
+    subprocess.run(configure, check=True, capture_output=True)
+    commands = json.loads((tmp_path / "compile_commands.json").read_text())
+    levels = {c["file"]: re.findall(r" (-O\w)", c["command"])[-1:] for c in commands}
+    for source in (*ISA_FILES, "csrc/cpu/scalar.cpp"):
+        if str(ROOT / source) in levels:
+            assert levels[str(ROOT / source)] == ["-O2"], source
+    target = "CMakeFiles/cpu_kernels.dir/csrc/cpu/scalar.cpp.o"
+    subprocess.run([ninja, "-C", tmp_path, target], check=True, capture_output=True)
+    assert not mergeable(tmp_path / target)
 
 
 def test_the_files_of_an_instruction_set_run_nothing_at_load() -> None:

@@ -16,9 +16,7 @@ struct Candidate {
 };
 
 #if defined(GROUPCONV_X86)
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -61,6 +59,7 @@ Choice choose() {
 
 std::mutex choice_mutex;
 std::atomic<const KernelTable*> active{nullptr};
+// Under the mutex.
 std::string& active_reason() {
   static std::string reason;
   return reason;
@@ -95,7 +94,10 @@ const char* groupconv_isa_name() {
 
 const char* groupconv_isa_reason() {
   groupconv_isa_name();
-  return active_reason().c_str();
+  static thread_local std::string copy;  // what is returned outlives the lock
+  const std::lock_guard lock(choice_mutex);
+  copy = active_reason();
+  return copy.c_str();
 }
 
 int groupconv_force_isa(const char* name) {

@@ -5,6 +5,7 @@ hostile table must never become an access out of bounds whoever passes it: that 
 sanitizers run.
 """
 
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -238,14 +239,15 @@ HOSTILE: list[tuple[str, torch.Tensor, str]] = [
         "output channel 7 is out of range, expected 0..6",
     ),
     ("output twice", changed(OUTPUTS, 0), "output channel 0 is written by two groups"),
-    ("fewer inputs", changed(0, 8), "input channel 8 is out of range, expected 0..7"),
+    ("fewer inputs", changed(0, 8), "has 8 input and 7 output channels, the operands have 9 and 7"),
+    ("huge inputs", changed(0, 2**30), "has 1073741824 input and 7 output channels, the operands"),
     ("fewer outputs", changed(1, 6), "length 28 does not fit its header, expected 27"),
     ("int64", INT_TABLE.long(), "must be a contiguous 1-d int32 tensor"),
     ("float", INT_TABLE.float(), "must be a contiguous 1-d int32 tensor"),
     ("2-d", INT_TABLE[None], r"must be a contiguous 1-d int32 tensor .* \[1, 28\]"),
     ("0-d", INT_TABLE[0], "must be a contiguous 1-d int32 tensor"),
     ("strided", INT_TABLE.repeat_interleave(2)[::2], "must be a contiguous 1-d int32 tensor"),
-    ("another partition's", EVEN.cpu_table, "is 7, .* says 8|is 9, .* says 12|is 19, .* says 48"),
+    ("another partition's", EVEN.cpu_table, "has 12 input and 8 output .* operands have 9 and 7"),
 ]
 
 
@@ -323,10 +325,15 @@ X, W, G = torch.ones(2, 9, 5, 6), torch.ones(19, 3, 3), torch.ones(2, 7, 3, 4)
 META = torch.device("meta")
 
 
-def freed(tensor: torch.Tensor) -> torch.Tensor:
+def shrunk(tensor: torch.Tensor, by: int = 1) -> torch.Tensor:
+    """With memory for ``by`` elements less than its sizes tell."""
     tensor = tensor.clone()
-    tensor.untyped_storage().resize_(0)
+    tensor.untyped_storage().resize_((tensor.numel() - by) * tensor.element_size())
     return tensor
+
+
+def freed(tensor: torch.Tensor) -> torch.Tensor:
+    return shrunk(tensor, tensor.numel())
 
 
 @needs_native
@@ -334,12 +341,16 @@ def freed(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("conv2d", {"out_channels": 8}, "out_channels is 8, the partition table says 7"),
-        ("conv2d", {"out_channels": -1}, "out_channels is -1, the partition table says 7"),
+        (
+            "conv2d",
+            {"out_channels": 8},
+            "has 9 input and 7 output channels, the operands have 9 and 8",
+        ),
+        ("conv2d", {"out_channels": -1}, "has 9 input and 7 output .* have 9 and -1"),
         ("conv2d", {"activation": 5}, "activation must be 0 .* got 5"),
         ("conv2d", {"activation": -1, "input": X[:0]}, "activation must be 0 .* got -1"),
         ("conv2d", {"input": X[0]}, r"input must have 4 dimensions, got sizes \[9, 5, 6\]"),
-        ("conv2d", {"input": X[:, :8]}, "input has 8 channels, the partition expects 9"),
+        ("conv2d", {"input": X[:, :8]}, "the operands have 8 and 7"),
         ("conv2d", {"input": X[:, :, :2]}, "reaches over 3×3 pixels, .* 2×6"),
         (
             "conv2d",
@@ -349,13 +360,21 @@ def freed(tensor: torch.Tensor) -> torch.Tensor:
         ("conv2d", {"input": X.int(), "weight": W.int(), "bias": None}, "float32, float64 and bf"),
         ("conv2d", {"input": X.to(META)}, "on .*'cpu', 'meta'.*; expected one device"),
         ("conv2d", {"input": X.to_sparse()}, "Sparse"),
-        ("conv2d", {"input": freed(X)}, r"input of sizes \[2, 9, 5, 6\] has no memory"),
+        ("conv2d", {"input": freed(X)}, r"input of sizes \[2, 9, 5, 6\] reaches .* to 0 bytes"),
+        ("conv2d", {"input": shrunk(X)}, "input of sizes .* freed or shrunk to 2156 bytes"),
+        ("conv2d", {"weight": shrunk(W)}, "weight of sizes .* shrunk to 680 bytes"),
+        ("conv2d", {"bias": shrunk(torch.ones(7))}, "bias of sizes .* shrunk to 24 bytes"),
+        ("conv2d", {"residual": shrunk(G)}, "residual of sizes .* shrunk to 668 bytes"),
+        ("conv2d", {"table": shrunk(INT_TABLE)}, "table of sizes .* shrunk to 108 bytes"),
+        ("conv2d", {"input": X[:0].half(), "weight": W.half(), "bias": None}, "CPU kernels take"),
+        ("conv2d", {"input": X[:, :, :1].expand(2, 9, 2**40 + 1, 6)}, "higher or wider than 1099"),
+        ("conv2d", {"input": X[:0, :, :1, :1].expand(0, 9, 2**40, 2**40)}, "is too large"),
         ("conv2d", {"weight": W[:18]}, r"must have sizes \[19, kh, kw\], got \[18, 3, 3\]"),
         ("conv2d", {"weight": W[:, 0]}, r"must have sizes \[19, kh, kw\], got \[19, 3\]"),
         ("conv2d", {"weight": W[:, :0]}, "kernel height must be from 1 to .* got 0"),
         ("conv2d", {"weight": W.double()}, "weight has another dtype than input"),
         ("conv2d", {"weight": W.to(META)}, "on .*'cpu', 'meta'.*; expected one device"),
-        ("conv2d", {"weight": freed(W)}, r"weight of sizes \[19, 3, 3\] has no memory"),
+        ("conv2d", {"weight": freed(W)}, r"weight of sizes \[19, 3, 3\] reaches beyond"),
         ("conv2d", {"weight": W[:, :1].expand(19, MOST, 3)}, "pixels, more than the padded"),
         ("conv2d", {"bias": torch.ones(8)}, r"bias must have sizes \[7\], got \[8\]"),
         ("conv2d", {"bias": torch.ones(7, 1)}, r"bias must have sizes \[7\], got \[7, 1\]"),
@@ -367,8 +386,11 @@ def freed(tensor: torch.Tensor) -> torch.Tensor:
         ),
         ("conv2d", {"residual": G[0]}, "residual must have 4 dimensions"),
         ("conv2d", {"residual": G.double()}, "residual has another dtype than input"),
-        ("conv2d_input_grad", {"in_channels": 8}, "in_channels is 8, the partition table says 9"),
-        ("conv2d_input_grad", {"grad": G[:, :6]}, "grad has 6 channels, the partition expects 7"),
+        ("conv2d_input_grad", {"in_channels": 8}, "the operands have 8 and 7"),
+        ("conv2d_input_grad", {"grad": G[:, :6]}, "the operands have 9 and 6"),
+        ("conv2d_input_grad", {"grad": shrunk(G)}, "grad of sizes .* shrunk to 668 bytes"),
+        ("conv2d_input_grad", {"weight": shrunk(W)}, "weight of sizes .* shrunk to 680 bytes"),
+        ("conv2d_input_grad", {"height": 2**40 + 1}, "height must be from 0 to 1099511627776, got"),
         ("conv2d_input_grad", {"height": -1}, "height must be from 0 to .* got -1"),
         (
             "conv2d_input_grad",
@@ -402,8 +424,10 @@ def freed(tensor: torch.Tensor) -> torch.Tensor:
         (
             "conv2d_weight_grad",
             {"input": X[:, :8]},
-            "input has 8 channels, the partition expects 9",
+            "the operands have 8 and 7",
         ),
+        ("conv2d_weight_grad", {"grad": shrunk(G)}, "grad of sizes .* shrunk to 668 bytes"),
+        ("conv2d_weight_grad", {"input": shrunk(X)}, "input of sizes .* shrunk to 2156 bytes"),
     ],
 )
 def test_operands_that_do_not_fit_are_refused(
@@ -411,6 +435,61 @@ def test_operands_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(RuntimeError, match=message):
         call(name, **change)
+
+
+@needs_native
+@pytest.mark.native
+def test_a_view_may_use_all_of_its_memory() -> None:
+    larger = torch.ones(2 * 9 * 5 * 6 + 3)
+    assert torch.equal(call("conv2d", input=larger[3:].view(2, 9, 5, 6)), call("conv2d"))
+    assert torch.equal(call("conv2d", input=X[:1, :1, :1, :1].expand_as(X)), call("conv2d"))
+
+
+@needs_native
+@pytest.mark.native
+def test_a_header_is_believed_only_where_the_operands_agree() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RuntimeError, match="has 1073741824 input"):
+        call("conv2d", table=changed(0, 2**30))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 100 << 10, f"{grown} KiB for a table that was refused"
+
+
+@needs_native
+@pytest.mark.native
+def test_heights_beyond_32_bits() -> None:
+    """What the forward pass takes, its gradients take: here with nothing in the batch."""
+    tall = 2**33
+    x, grad = (torch.ones(0, c, 1, 6).expand(0, c, tall, 6) for c in (9, 7))
+    window = {"pad_top": 1, "pad_bottom": 1, "pad_left": 1, "pad_right": 1}
+    assert call("conv2d", input=x, **window).shape == grad.shape
+    assert call("conv2d_input_grad", grad=grad, height=tall, **window).shape == x.shape
+    assert call("conv2d_weight_grad", grad=grad, input=x, **window).shape == W.shape
+
+
+@needs_native
+@pytest.mark.native
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_huge_window_without_weights_costs_nothing(isa: str) -> None:
+    partition = Partition(9, 7, [[]], [range(7)])
+    huge = {"pad_top": MOST - 3, "pad_left": MOST - 3}
+    bias, residual = torch.arange(-3.0, 4.0), torch.randn(2, 7, 3, 4)
+    weight = torch.ones(0, MOST, MOST)
+    with forced_isa(isa):
+        y = call(
+            "conv2d",
+            table=partition.cpu_table,
+            weight=weight,
+            bias=bias,
+            residual=residual,
+            activation=1,
+            **huge,
+        )
+        assert torch.equal(y, (bias[:, None, None] + residual).relu())
+        grads = {"table": partition.cpu_table, "grad": G, **huge}
+        assert not call("conv2d_input_grad", weight=weight, **grads).any()
+        kernel = {"kernel_h": MOST, "kernel_w": MOST}
+        assert call("conv2d_weight_grad", entries=0, **kernel, **grads).shape == weight.shape
 
 
 @needs_native

@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,7 +103,56 @@ def check_peak() -> None:
     )
 
 
-CHECKS: dict[str, Callable[[], None]] = {"guards": check_between_guards, "peak": check_peak}
+def check_far_taps() -> None:
+    """Taps far apart stage what they read, not the 14 MiB of pixels between them."""
+    partition = Partition.random(64, 64, 4, seed=0)
+    x = torch.randn(1, 64, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(partition.entries, 3, 3, requires_grad=True)
+
+    def call(apart: int) -> None:
+        size = {"padding": apart, "dilation": apart}
+        y = gc.conv2d(x, weight, partition=partition, backend="native", **size)
+        torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+
+    call(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call(36)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 4, f"{grown:.1f} MiB"
+
+
+def check_exhausted() -> None:
+    """A thread without memory says how much it wanted, and the threads stay as they were."""
+    torch.set_num_threads(2)
+    channels = 2**20
+    partition = Partition(channels, 1, [[0]], [[0]])
+    x = torch.ones(1, 1, 1, channels).expand(4, 40, 40, channels).movedim(-1, 1)
+    weight = torch.ones(1, 16, 16)
+    denormals = torch.full((2**21,), 1e-40)
+
+    def flushed() -> int:
+        return int((denormals * 1.0 == 0).sum())
+
+    assert flushed() == 0
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limits[1]))
+    torch.set_flush_denormal(True)
+    try:
+        with pytest.raises(RuntimeError, match=r"no memory for [1-9]\d{9,} bytes of scratch"):
+            gc.conv2d(x, weight, partition=partition, backend="native")
+    finally:
+        torch.set_flush_denormal(False)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert flushed() == 0
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    "guards": check_between_guards,
+    "peak": check_peak,
+    "far taps": check_far_taps,
+    "exhausted": check_exhausted,
+}
 
 
 @needs_native

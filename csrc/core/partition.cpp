@@ -29,7 +29,8 @@ std::string out_of_range(const char* side, int64_t channel, int64_t channels) {
 
 }  // namespace
 
-std::string parse_partition(const int32_t* given, int64_t length, PartitionView& view) {
+std::string parse_partition(const int32_t* given, int64_t length, int64_t expected_in, int64_t expected_out,
+                            PartitionView& view) {
   view.table.assign(given, given + length);
   const int32_t* table = view.table.data();
   if (length < header_length) return number("length", length) + " is shorter than its header of 4";
@@ -42,6 +43,11 @@ std::string parse_partition(const int32_t* given, int64_t length, PartitionView&
   const int64_t expected = header_length + 2 * (groups + 1) + reads + out_channels;
   if (length != expected) {
     return number("length", length) + " does not fit its header, expected " + std::to_string(expected);
+  }
+  if (in_channels != expected_in || out_channels != expected_out) {
+    return "partition table: it has " + std::to_string(in_channels) + " input and " +
+           std::to_string(out_channels) + " output channels, the operands have " +
+           std::to_string(expected_in) + " and " + std::to_string(expected_out);
   }
 
   view.in_channels = in_channels;

@@ -44,7 +44,9 @@ struct PartitionView {
   int64_t entries() const { return weight_offsets.back(); }
 };
 
-// Fills `view` and returns an empty string, or returns what is wrong with the table.
-std::string parse_partition(const int32_t* table, int64_t length, PartitionView& view);
+// Fills `view` and returns an empty string, or returns what is wrong with the table. The caller knows the
+// channels already: a table that says otherwise is refused before memory is taken for as many as it says.
+std::string parse_partition(const int32_t* table, int64_t length, int64_t in_channels, int64_t out_channels,
+                            PartitionView& view);
 
 }  // namespace groupconv

@@ -19,6 +19,14 @@ struct Image {
   bool channels_last() const { return channels > 1 && stride_c == 1 && height * width > 1; }
   // All pixels of one channel lie one after the other, `stride_w` apart.
   bool flat() const { return height == 1 || stride_h == width * stride_w; }
+  // A rectangle of every image.
+  Image crop(int64_t row, int64_t col, int64_t rows, int64_t cols) const {
+    Image part = *this;
+    part.data = at(0, 0, row, col);
+    part.height = rows;
+    part.width = cols;
+    return part;
+  }
   // A flat image as images of one long row.
   Image as_row() const {
     Image row = *this;

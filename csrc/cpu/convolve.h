@@ -156,7 +156,6 @@ class Convolution {
       unstage(sums, sum_distance, shape.pitch, {nullptr, summed_}, sweep_, tile, finish_, p_.residual,
               p_.dest, n);
     }
-    release_scratch();
   }
 
   // Only asked for where images are stored in the type that is computed in.

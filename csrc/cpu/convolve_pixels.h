@@ -37,7 +37,7 @@ class PixelConvolution {
     if (!p.source.channels_last() || !p.dest.channels_last()) return false;
     if (p.transposed && p.partition->inputs_overlap) return false;
     const Sweep& sweep = *p.sweep;
-    if (!Reach(sweep).dense(sweep)) return false;
+    if (sweep.far_taps) return false;  // most of what would be staged is never read
     // Packing the weights has to pay, and lanes have to be filled.
     constexpr int64_t enough_pixels = 64;
     if (p.dest.batch * sweep.rows * sweep.cols < enough_pixels) return false;
@@ -167,7 +167,6 @@ class PixelConvolution {
                    source + row * source_.row_stride() + col * source_.pixel_stride(), sums, line);
       }
     }
-    release_scratch();
   }
 
   void run_pixels(int64_t n, int64_t row, int64_t col, int64_t pixels, const T* source, T* sums,

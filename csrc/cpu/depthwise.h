@@ -1,8 +1,8 @@
 // Depthwise convolution: every group has one source and one destination channel, so nothing is shared
 // between channels and the tile of multiply.h would be one row high. Here the reuse is along the window.
 //
-// NCHW (DepthwiseRows): a channel's padded plane is staged in L1; a tile is 4 rows × 2 vectors of pixels.
-//   For windows 3 high, each loaded source row serves three destination rows: 18 loads for 36
+// NCHW (DepthwiseRows): a channel's padded plane is staged, in tiles that fit L2; the registers hold
+//   4 rows × 2 vectors of pixels. For windows 3 high, each loaded source row serves three destination rows: 18 loads for 36
 //   multiply-adds, where one row at a time would need 36.
 // channels_last (DepthwiseChannels): lanes are channels, nothing is staged; a tile is 4 pixels × 4 vectors
 //   of channels (2 where there are 16 registers), the weights transposed to [tap][channel] once an item.
@@ -67,7 +67,6 @@ class DepthwiseRows {
       for (int64_t i = 0; i < tiling.count; ++i) {
         run_tile(n, tiling.tile(sweep_, i), first, smaller(first + channels_per_item, p_.partition->groups));
       }
-      release_scratch();
     });
   }
 
@@ -245,7 +244,6 @@ class DepthwiseChannels {
           run_pixels(item / items, row, col, weight, shifts);
         }
       }
-      release_scratch();
     });
   }
 

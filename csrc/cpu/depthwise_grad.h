@@ -47,7 +47,6 @@ class DepthwiseGrad {
           }
         }
       }
-      release_scratch();
     });
   }
 

@@ -13,11 +13,15 @@
 
 namespace groupconv::cpu {
 
-// The caller's thread pool: runs body(context, 0 … items − 1), in any order, on up to `count` threads.
+// The caller's thread pool: runs body(context, 0 … items − 1), in any order, on up to `count` threads, each
+// of which holds a ScratchUse. What a body throws reaches the caller, and no further item is begun.
 struct Threads {
   int64_t count = 1;
   void (*run)(int64_t items, void (*body)(void* context, int64_t item), void* context) = nullptr;
 };
+
+// Staged rows of one tile and the sums made from them stay in a core's L2 together.
+constexpr int64_t tile_bytes = 384 << 10;
 
 // Source rows to destination rows: the forward pass (inputs to outputs) or, with the two sides
 // exchanged, the input gradient (outputs to inputs).
@@ -38,7 +42,8 @@ struct ConvolveProblem {
   Threads threads;
 };
 
-// weight_grad has `slices` copies of the packed gradient, zeroed; the caller adds them up in order.
+// weight_grad has `slices` copies of the packed gradient, zeroed before the first of the sweeps that make
+// it; the caller adds them up in order.
 template <class Stored>
 struct WeightGradProblem {
   Image<const Stored> input;

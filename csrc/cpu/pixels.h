@@ -38,10 +38,6 @@ struct Reach {
   int64_t rows() const { return bottom - top + 1; }
   int64_t cols() const { return right - left + 1; }
 
-  // Most of what would be staged is read by some tap.
-  bool dense(const Sweep& sweep) const {
-    return rows() * cols() <= 4 * larger(static_cast<int64_t>(sweep.taps.size()), int64_t{1});
-  }
   bool inside(const Sweep& sweep, int64_t height, int64_t width) const {
     return top >= 0 && left >= 0 && (sweep.rows - 1) * sweep.source_step_h + bottom < height &&
            (sweep.cols - 1) * sweep.source_step_w + right < width;

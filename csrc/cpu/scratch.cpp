@@ -1,15 +1,16 @@
 #include "cpu/scratch.h"
 
 #include <cstdlib>
-#include <new>
+#include <stdexcept>
+#include <string>
 
 namespace groupconv::cpu {
 namespace {
 
 void* allocate(size_t bytes) {
-  if (bytes > PTRDIFF_MAX - 4096) throw std::bad_alloc();
-  void* memory = std::aligned_alloc(64, (bytes + 4095) / 4096 * 4096);
-  if (!memory) throw std::bad_alloc();
+  void* memory = nullptr;
+  if (bytes <= PTRDIFF_MAX - 4096) memory = std::aligned_alloc(64, (bytes + 4095) / 4096 * 4096);
+  if (!memory) throw std::runtime_error("no memory for " + std::to_string(bytes) + " bytes of scratch");
   return memory;
 }
 
@@ -38,7 +39,7 @@ void* thread_scratch(size_t bytes) {
   return buffer.memory;
 }
 
-void release_scratch() {
+ScratchUse::~ScratchUse() {
   if (buffer.bytes > scratch_keep) buffer.release();
 }
 

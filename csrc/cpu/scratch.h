@@ -7,10 +7,17 @@
 namespace groupconv::cpu {
 
 // At least `bytes`, 64-byte aligned, private to the calling thread until its next call.
-// A buffer beyond scratch_keep is released by release_scratch; one within it is kept for the next call.
-constexpr size_t scratch_keep = size_t{1} << 20;
+// Throws std::runtime_error, with the size, where there is no memory.
 void* thread_scratch(size_t bytes);
-void release_scratch();
+
+// A thread has one of these while it works on a call. At its end a buffer beyond scratch_keep is given
+// back; one within it is kept for the next call.
+constexpr size_t scratch_keep = size_t{1} << 20;
+struct ScratchUse {
+  ScratchUse() = default;
+  ScratchUse(const ScratchUse&) = delete;
+  ~ScratchUse();
+};
 
 // Memory that all threads of one call share, for what is prepared once: packed weights and their tables.
 class SharedScratch {

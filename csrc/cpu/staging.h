@@ -42,6 +42,7 @@ struct Planes {
   int64_t first_row, first_col, step_h, step_w;
   const Phase* phases;
   int64_t count;
+  Phase least{0, 0}, most{0, 0};  // of all phases
 
   explicit Planes(const Sweep& sweep)
       : first_row(sweep.first_row),
@@ -49,15 +50,25 @@ struct Planes {
         step_h(sweep.source_step_h),
         step_w(sweep.source_step_w),
         phases(sweep.phases.data()),
-        count(static_cast<int64_t>(sweep.phases.size())) {}
+        count(static_cast<int64_t>(sweep.phases.size())) {
+    if (count > 0) least = most = phases[0];
+    for (int64_t p = 1; p < count; ++p) {
+      least = {smaller(least.row, phases[p].row), smaller(least.col, phases[p].col)};
+      most = {larger(most.row, phases[p].row), larger(most.col, phases[p].col)};
+    }
+  }
   // The lattice itself, one plane.
   explicit Planes(const Phase& origin)
       : first_row(0), first_col(0), step_h(1), step_w(1), phases(&origin), count(1) {}
+  Planes(Sweep&&) = delete;  // the phases stay where they are
+  Planes(Phase&&) = delete;
 
   // A tile's planes reach beyond the image.
   bool padded(const Tile& tile, const PlaneShape& shape, int64_t height, int64_t width) const {
     const int64_t row = first_row + tile.row, col = first_col + tile.col;
-    return row < 0 || col < 0 || (row + shape.rows) * step_h > height || (col + shape.pitch) * step_w > width;
+    return row * step_h + least.row < 0 || col * step_w + least.col < 0 ||
+           (row + shape.rows - 1) * step_h + most.row >= height ||
+           (col + shape.pitch - 1) * step_w + most.col >= width;
   }
 };
 
@@ -185,9 +196,12 @@ struct Inside {
   int64_t begin, end;
 
   Inside(int64_t first, int64_t count, int64_t step, int64_t phase, int64_t size) {
-    begin = smaller(count, first * step + phase < 0 ? divide_up(-(first * step + phase), step) : 0);
-    const int64_t beyond = (step == 1 ? size : divide_up(size - phase, step)) - first;  // may be negative
-    end = larger(begin, smaller(count, beyond));
+    const int64_t from = first * step + phase;
+    begin = smaller(count, from < 0 ? steps(-from, step) : 0);
+    end = larger(begin, smaller(count, from < size ? steps(size - from, step) : 0));
+  }
+  static int64_t steps(int64_t distance, int64_t step) {
+    return step == 1 ? distance : divide_up(distance, step);
   }
 };
 

@@ -69,7 +69,6 @@ class WeightGrad {
       run_tile(slice, unit / tiling.count, images, tile, first_group, group_count);
       unit += images;
     }
-    release_scratch();
   }
 
   // As many as fit the cache with all that is staged of them (twice a tile of the other passes, because

@@ -22,7 +22,7 @@ class PixelWeightGrad {
   static bool suits(const WeightGradProblem<Stored>& p) {
     if constexpr (lanes == 1) return false;
     if (!p.input.channels_last() || !p.grad.channels_last()) return false;
-    if (!Reach(*p.sweep).dense(*p.sweep)) return false;
+    if (p.sweep->far_taps) return false;  // most of what would be staged is never read
     return fills_lanes<T>(p.partition->outputs, p.partition->groups);
   }
 
@@ -97,7 +97,6 @@ class PixelWeightGrad {
       add_tile(tile, input_.open_tile(n, tile, staged_input), grad_.open_tile(n, tile, staged_grad), sums);
     }
     unpack(sums, p_.weight_grad + slice * p_.partition->entries() * p_.window_area);
-    release_scratch();
   }
 
   void add_tile(const Tile& tile, const T* input, const T* grad, T* sums) const {
@@ -141,14 +140,14 @@ class PixelWeightGrad {
       T* block = weight_grad + p_.partition->weight_offsets[g] * area;
       for_each_block(g, [&](int64_t first, int64_t channels, int64_t width) {
         T* rows = block + first * count * area;
-        if (area == 1 && taps_ == 1) {
+        if (area == 1 && taps_ == 1) {  // no second sweep can follow
           transpose_in(sums, width, count, channels, rows, count);
           sums += count * width;
           return;
         }
         for (const Tap& tap : sweep_.taps) {
           for (int64_t i = 0; i < count; ++i, sums += width) {
-            for (int64_t r = 0; r < channels; ++r) rows[(r * count + i) * area + tap.weight] = sums[r];
+            for (int64_t r = 0; r < channels; ++r) rows[(r * count + i) * area + tap.weight] += sums[r];
           }
         }
       });

@@ -28,7 +28,8 @@ class Workspace {
   }
 
  private:
-  // A vector may be read past the last element, and no two pieces share a cache line.
+  // Up to 64 bytes may be read past the last element, and no two pieces share a cache line. A kernel that
+  // reads further asks for more.
   template <class T>
   static int64_t rounded(int64_t count) {
     return (count * static_cast<int64_t>(sizeof(T)) + 64 + 63) / 64 * 64;
@@ -44,6 +45,7 @@ void for_each_item(const Threads& threads, int64_t items, const Body& body) {
   if (threads.count > 1 && items > 1) {
     threads.run(items, call, const_cast<void*>(static_cast<const void*>(&body)));
   } else {
+    const ScratchUse scratch;
     for (int64_t item = 0; item < items; ++item) body(item);
   }
 }
@@ -52,8 +54,7 @@ void for_each_item(const Threads& threads, int64_t items, const Body& body) {
 // tile ends decides how its last pixels are summed, and results must not depend on the machine's load.
 constexpr int64_t pieces_for_threads = 8;
 
-// Staged rows of one tile and the sums made from them stay in a core's L2 together.
-constexpr int64_t tile_bytes = 384 << 10;
+// What a tile may take where tile_bytes would leave its vectors half empty.
 constexpr int64_t most_tile_bytes = 960 << 10;
 
 // The sweep's lattice cut into tiles: whole lattice rows where one fits, parts of a row otherwise.

@@ -1,12 +1,13 @@
 // From torch's tensors to the kernels' plain data, and the checks on the way. Shared by the CPU and the
-// CUDA implementations of the ops. A failed check throws before anything is allocated or written; the
-// Python layer checks the same things first, with ValueError and TypeError.
+// CUDA implementations of the ops. A failed check throws before a result is allocated or anything is
+// written; the Python layer checks the same things first, with ValueError and TypeError.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <sstream>
@@ -20,6 +21,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t largest_setting = (int64_t{1} << 31) - 1;
+// Of an image: with padding and dilation on top, coordinates stay far from what 64 bits hold.
+constexpr int64_t largest_side = int64_t{1} << 40;
 
 inline std::string sizes_text(const Tensor& tensor) {
   std::ostringstream text;
@@ -32,6 +35,11 @@ inline std::string sizes_text(const Tensor& tensor) {
 inline void check_setting(const char* name, int64_t value, int64_t least) {
   STD_TORCH_CHECK(value >= least && value <= largest_setting, name, " must be from ", least, " to ",
                   largest_setting, ", got ", value);
+}
+
+inline void check_side(const char* name, int64_t value) {
+  STD_TORCH_CHECK(value >= 0 && value <= largest_side, name, " must be from 0 to ", largest_side, ", got ",
+                  value);
 }
 
 inline Window make_window(int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
@@ -57,27 +65,29 @@ inline Activation make_activation(int64_t activation) {
   return static_cast<Activation>(activation);
 }
 
-inline void check_matches(const char* name, int64_t value, int64_t of_table) {
-  STD_TORCH_CHECK(value == of_table, name, " is ", value, ", the partition table says ", of_table);
-}
-
-// Storage that was freed (resized to nothing, as sharded training does between uses) leaves a tensor of any
-// size that points nowhere.
+// Storage can shrink under a tensor (sharded training resizes it to nothing between uses), whose sizes then
+// say nothing about what may be read.
 inline void check_memory(const char* name, const Tensor& tensor) {
+  if (tensor.numel() == 0) return;
   int64_t bytes;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
-  STD_TORCH_CHECK(bytes > 0 || tensor.numel() == 0, name, " of sizes ", sizes_text(tensor),
-                  " has no memory: its storage was freed");
+  int64_t last = tensor.storage_offset();
+  bool overflow = false;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    int64_t reach;
+    overflow |= __builtin_mul_overflow(tensor.size(d) - 1, tensor.stride(d), &reach);
+    overflow |= __builtin_add_overflow(last, reach, &last);
+  }
+  const int64_t element = static_cast<int64_t>(tensor.element_size());
+  STD_TORCH_CHECK(!overflow && last < bytes / element, name, " of sizes ", sizes_text(tensor),
+                  " reaches beyond its memory: its storage was freed or shrunk to ", bytes, " bytes");
 }
 
 inline void check_image(const char* name, const Tensor& tensor) {
   check_memory(name, tensor);
   STD_TORCH_CHECK(tensor.dim() == 4, name, " must have 4 dimensions, got sizes ", sizes_text(tensor));
-}
-
-inline void check_channels(const char* name, const Tensor& tensor, int64_t channels) {
-  STD_TORCH_CHECK(tensor.size(1) == channels, name, " has ", tensor.size(1),
-                  " channels, the partition expects ", channels);
+  STD_TORCH_CHECK(tensor.size(2) <= largest_side && tensor.size(3) <= largest_side, name, " of sizes ",
+                  sizes_text(tensor), " is higher or wider than ", largest_side, " pixels");
 }
 
 inline void check_like(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
@@ -95,6 +105,15 @@ inline void check_sizes(const char* name, const Tensor& tensor, const std::array
   }
 }
 
+// The bytes of any dtype have to be countable, also of a result that is empty: so has torch to.
+inline void check_countable(const char* name, const std::array<int64_t, 4>& sizes) {
+  int64_t bytes = 16;  // of the largest element
+  for (const int64_t size : sizes) {
+    STD_TORCH_CHECK(!__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes), name, " of sizes [",
+                    sizes[0], ", ", sizes[1], ", ", sizes[2], ", ", sizes[3], "] is too large");
+  }
+}
+
 // The size of the output, after checking that the window fits the padded image.
 inline std::array<int64_t, 4> output_sizes(const Window& window, int64_t batch, int64_t channels,
                                            int64_t height, int64_t width) {
@@ -104,11 +123,7 @@ inline std::array<int64_t, 4> output_sizes(const Window& window, int64_t batch, 
                   window.reach_h(), "×", window.reach_w(), " pixels, more than the padded input's ", padded_h,
                   "×", padded_w);
   const std::array<int64_t, 4> sizes{batch, channels, window.out_height(height), window.out_width(width)};
-  int64_t count = 16;  // bytes of the largest element
-  for (const int64_t size : sizes) {
-    STD_TORCH_CHECK(!__builtin_mul_overflow(count, size, &count), "an output of sizes [", sizes[0], ", ",
-                    sizes[1], ", ", sizes[2], ", ", sizes[3], "] is too large");
-  }
+  check_countable("an output", sizes);
   return sizes;
 }
 

@@ -1,6 +1,10 @@
 // The ops on the CPU: check, allocate, describe the problem, call the kernels.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <vector>
+
+#include "core/numeric.h"
 #include "core/partition.h"
 #include "core/sweep.h"
 #include "cpu/dispatch.h"
@@ -13,14 +17,15 @@ namespace {
 // Below this many multiply-adds waking a thread costs more than it saves.
 constexpr int64_t worth_a_thread = 1 << 17;
 
-PartitionView read_partition(const Tensor& table) {
+PartitionView read_partition(const Tensor& table, int64_t in_channels, int64_t out_channels) {
   STD_TORCH_CHECK(
       table.is_cpu() && table.dim() == 1 && table.scalar_type() == ScalarType::Int && table.is_contiguous(),
       "the partition table of a CPU op must be a contiguous 1-d int32 tensor on the CPU, got sizes ",
       sizes_text(table));
   check_memory("the partition table", table);
   PartitionView view;
-  const std::string wrong = parse_partition(table.const_data_ptr<int32_t>(), table.numel(), view);
+  const std::string wrong =
+      parse_partition(table.const_data_ptr<int32_t>(), table.numel(), in_channels, out_channels, view);
   STD_TORCH_CHECK(wrong.empty(), wrong);
   return view;
 }
@@ -42,6 +47,10 @@ auto for_dtype(const Tensor& tensor, const Body& body) {
   }
 }
 
+void check_dtype(const Tensor& tensor) {
+  for_dtype(tensor, [](auto) {});
+}
+
 template <class Stored>
 constexpr ScalarType compute_dtype = std::is_same_v<Stored, double> ? ScalarType::Double : ScalarType::Float;
 
@@ -52,6 +61,14 @@ Tensor for_compute(const Tensor& tensor) {
                            ? tensor
                            : torch::stable::to(tensor, compute_dtype<Stored>);
   return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
+
+// What one pixel of the source takes in scratch: where it is channels_last, all channels are staged at once.
+template <class Stored>
+int64_t plane_pixels(const Image<const Stored>& source, const ChannelLists& sources, int64_t groups) {
+  int64_t channels = source.channels_last() ? source.channels : 1;
+  for (int64_t g = 0; g < groups; ++g) channels = std::max(channels, sources.count(g));
+  return cpu::tile_bytes / static_cast<int64_t>(sizeof(cpu::compute_t<Stored>)) / channels;
 }
 
 // Staging a tile may take as many elements as the lattice and its halo have, for every channel and phase;
@@ -73,24 +90,44 @@ cpu::Threads threads_for(const PartitionView& partition, const Window& window, i
 }
 
 // Pointwise over flat images: one long row, which needs no staging and can be cut anywhere.
-template <class Stored>
-void collapse(cpu::ConvolveProblem<Stored>& problem, Sweep& sweep) {
-  if (!sweep.pointwise() || !problem.source.flat() || !problem.dest.flat()) return;
-  if (problem.source.height != problem.dest.height || problem.source.width != problem.dest.width) return;
+template <class Source, class Dest>
+bool collapse(Sweep& sweep, Image<Source>& source, Image<Dest>& dest) {
+  if (!sweep.pointwise() || !source.flat() || !dest.flat()) return false;
+  if (source.height != dest.height || source.width != dest.width) return false;
+  if (sweep.rows != dest.height || sweep.cols != dest.width) return false;
   sweep.make_one_row();
-  problem.source = problem.source.as_row();
-  problem.dest = problem.dest.as_row();
-  if (problem.residual.data) problem.residual = problem.residual.as_row();
+  source = source.as_row();
+  dest = dest.as_row();
+  return true;
+}
+
+// The part of an image that a sweep visits, as an image that it visits all of.
+template <class Element>
+Image<Element> crop_to(Sweep& sweep, const Image<Element>& image) {
+  const Image<Element> part =
+      image.crop(sweep.dest_origin_h, sweep.dest_origin_w, (sweep.rows - 1) * sweep.dest_step_h + 1,
+                 (sweep.cols - 1) * sweep.dest_step_w + 1);
+  sweep.dest_origin_h = sweep.dest_origin_w = 0;
+  return part;
+}
+
+bool any_padded(const std::vector<Axis>& rows, const std::vector<Axis>& cols) {
+  const auto padded = [](const Axis& axis) { return axis.padded(); };
+  return std::any_of(rows.begin(), rows.end(), padded) || std::any_of(cols.begin(), cols.end(), padded);
+}
+
+int64_t positions(const std::vector<Axis>& axes) {
+  int64_t sum = 0;
+  for (const Axis& axis : axes) sum += axis.count;
+  return sum;
 }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
               int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
               int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
-  const PartitionView partition = read_partition(table);
-  check_matches("out_channels", out_channels, partition.out_channels);
   check_image("input", input);
-  check_channels("input", input, partition.in_channels);
+  const PartitionView partition = read_partition(table, input.size(1), out_channels);
   check_weight(weight, partition);
   check_like("weight", weight, "input", input);
   const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
@@ -103,13 +140,17 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == partition.out_channels, "bias must have sizes [",
                     partition.out_channels, "], got ", sizes_text(*bias));
   }
-  const bool channels_last = is_channels_last(input);
-  Tensor output = empty_image(input, sizes, channels_last);
-  Tensor added = output;
   if (residual) {
     check_image("residual", *residual);
     check_like("residual", *residual, "input", input);
     check_sizes("residual", *residual, sizes);
+  }
+  check_dtype(input);
+
+  const bool channels_last = is_channels_last(input);
+  Tensor output = empty_image(input, sizes, channels_last);
+  Tensor added = output;
+  if (residual) {
     added = *residual;
     for (int64_t d = 0; d < 4; ++d) {
       if (residual->stride(d) == output.stride(d)) continue;
@@ -125,8 +166,6 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     using Compute = cpu::compute_t<Stored>;
     const Tensor typed_weight = for_compute<Stored>(weight);
     const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : typed_weight;
-    Sweep sweep = forward_sweep(window, {input.size(2), input.size(3)}, {sizes[2], sizes[3]});
-    check_span(sweep, partition.in_channels + partition.out_channels);
     cpu::ConvolveProblem<Stored> problem;
     problem.source = image_of<const Stored>(input);
     problem.dest = image_of<Stored>(output);
@@ -135,10 +174,17 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     if (bias) problem.bias = static_cast<const Compute*>(typed_bias.data_ptr());
     problem.partition = &partition;
     problem.window_area = window.area();
-    problem.sweep = &sweep;
     problem.activation = activate;
     problem.threads = threads_for(partition, window, sizes[0] * sizes[2] * sizes[3]);
-    collapse(problem, sweep);
+    // Without weights every window gives the same, nothing.
+    const Window used = partition.entries() > 0 ? window : Window{};
+    Sweep sweep = make_sweep(forward_axis(vertical(used), input.size(2), sizes[2]),
+                             forward_axis(horizontal(used), input.size(3), sizes[3]), used.kernel_w,
+                             plane_pixels(problem.source, partition.inputs, partition.groups));
+    check_span(sweep, partition.in_channels + partition.out_channels);
+    problem.sweep = &sweep;
+    if (collapse(sweep, problem.source, problem.dest) && residual)
+      problem.residual = problem.residual.as_row();
     cpu::typed<Stored>(cpu::kernels()).convolve(problem);
   });
   return output;
@@ -148,40 +194,63 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor&
                          int64_t height, int64_t width, int64_t stride_h, int64_t stride_w, int64_t pad_top,
                          int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
                          int64_t dilation_w, bool channels_last) {
-  const PartitionView partition = read_partition(table);
-  check_matches("in_channels", in_channels, partition.in_channels);
   check_image("grad", grad);
-  check_channels("grad", grad, partition.out_channels);
+  const PartitionView partition = read_partition(table, in_channels, grad.size(1));
   check_weight(weight, partition);
   check_like("weight", weight, "grad", grad);
-  check_setting("height", height, 0);
-  check_setting("width", width, 0);
+  check_side("height", height);
+  check_side("width", width);
   const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
                                     pad_left, pad_right, dilation_h, dilation_w);
   check_sizes("grad", grad, output_sizes(window, grad.size(0), partition.out_channels, height, width));
 
-  Tensor input_grad = empty_image(grad, {grad.size(0), partition.in_channels, height, width}, channels_last);
+  const std::array<int64_t, 4> input_sizes{grad.size(0), partition.in_channels, height, width};
+  check_countable("an input", input_sizes);
+  check_dtype(grad);
+
+  Tensor input_grad = empty_image(grad, input_sizes, channels_last);
   if (input_grad.numel() == 0) return input_grad;
+  if (partition.entries() == 0) {
+    torch::stable::zero_(input_grad);
+    return input_grad;
+  }
 
   for_dtype(grad, [&](auto element) {
     using Stored = decltype(element);
     const Tensor typed_weight = for_compute<Stored>(weight);
-    InputGradSweeps pass = input_grad_sweeps(window, {height, width}, {grad.size(2), grad.size(3)});
+    const auto* weights = static_cast<const cpu::compute_t<Stored>*>(typed_weight.data_ptr());
+    cpu::ConvolveProblem<Stored> problem;
+    problem.source = image_of<const Stored>(grad);
+    problem.weight = weights;
+    problem.partition = &partition;
+    problem.transposed = true;
+    problem.window_area = window.area();
+
+    auto rows = input_grad_axes(vertical(window), height, grad.size(2));
+    auto cols = input_grad_axes(horizontal(window), width, grad.size(3));
+    // No product meets the padding; where a weight is infinite, its product with a staged zero would show.
+    const bool in_parts = any_padded(rows, cols) && !all_finite(weights, partition.entries() * window.area());
+    if (in_parts) {
+      rows = without_padding(rows);
+      cols = without_padding(cols);
+    }
     // A driver writes the pixels that its sweep visits and the channels that some group reads.
-    if (!pass.covers_input || !partition.inputs_complete) torch::stable::zero_(input_grad);
-    for (Sweep& sweep : pass.sweeps) {
-      check_span(sweep, partition.in_channels + partition.out_channels);
-      cpu::ConvolveProblem<Stored> problem;
-      problem.source = image_of<const Stored>(grad);
-      problem.dest = image_of<Stored>(input_grad);
-      problem.weight = static_cast<const cpu::compute_t<Stored>*>(typed_weight.data_ptr());
-      problem.partition = &partition;
-      problem.transposed = true;
-      problem.window_area = window.area();
-      problem.sweep = &sweep;
-      problem.threads = threads_for(partition, window, grad.size(0) * sweep.rows * sweep.cols);
-      collapse(problem, sweep);
-      cpu::typed<Stored>(cpu::kernels()).convolve(problem);
+    if (positions(rows) < height || positions(cols) < width || !partition.inputs_complete) {
+      torch::stable::zero_(input_grad);
+    }
+    const int64_t pixels = plane_pixels(problem.source, partition.outputs, partition.groups);
+    for (const Axis& down : rows) {
+      for (const Axis& right : cols) {
+        Sweep sweep = make_sweep(down, right, window.kernel_w, pixels);
+        check_span(sweep, partition.in_channels + partition.out_channels);
+        cpu::ConvolveProblem<Stored> part = problem;
+        part.dest = image_of<Stored>(input_grad);
+        if (in_parts) part.dest = crop_to(sweep, part.dest);
+        part.sweep = &sweep;
+        part.threads = threads_for(partition, window, grad.size(0) * sweep.rows * sweep.cols);
+        collapse(sweep, part.source, part.dest);
+        cpu::typed<Stored>(cpu::kernels()).convolve(part);
+      }
     }
   });
   return input_grad;
@@ -191,51 +260,62 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
                           int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
                           int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
                           int64_t dilation_h, int64_t dilation_w) {
-  const PartitionView partition = read_partition(table);
-  check_matches("entries", entries, partition.entries());
   check_image("grad", grad);
   check_image("input", input);
-  check_channels("grad", grad, partition.out_channels);
-  check_channels("input", input, partition.in_channels);
   check_like("grad", grad, "input", input);
+  const PartitionView partition = read_partition(table, input.size(1), grad.size(1));
+  STD_TORCH_CHECK(entries == partition.entries(), "entries is ", entries, ", the partition table says ",
+                  partition.entries());
   const Window window = make_window(kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_bottom, pad_left,
                                     pad_right, dilation_h, dilation_w);
   check_sizes("grad", grad,
               output_sizes(window, input.size(0), partition.out_channels, input.size(2), input.size(3)));
 
+  check_dtype(input);
+
   return for_dtype(input, [&](auto element) {
     using Stored = decltype(element);
     using Compute = cpu::compute_t<Stored>;
+    cpu::WeightGradProblem<Stored> problem;
+    problem.input = image_of<const Stored>(input);
+    problem.grad = image_of<const Stored>(grad);
     // A fixed cut of the batch, whatever the number of threads. Where groups are work items of their own
     // and there are enough of them, none is needed; a short slice would not pay for its own gradient.
     const int64_t pixels = grad.size(0) * grad.size(2) * grad.size(3);
-    const bool by_group = !is_channels_last(grad) && !is_channels_last(input) && partition.groups >= 8;
+    const bool by_group =
+        !problem.grad.channels_last() && !problem.input.channels_last() && partition.groups >= 8;
     const int64_t slices = by_group ? 1 : std::clamp<int64_t>(pixels / 256, 1, 4);
     Tensor partial = torch::stable::new_zeros(input, {slices, partition.entries(), kernel_h, kernel_w},
                                               compute_dtype<Stored>);
-    if (grad.numel() > 0 && partial.numel() > 0) {
-      const Sweep sweep = forward_sweep(window, {input.size(2), input.size(3)}, {grad.size(2), grad.size(3)});
-      check_span(sweep, partition.in_channels + partition.out_channels);
-      cpu::WeightGradProblem<Stored> problem;
-      problem.input = image_of<const Stored>(input);
-      problem.grad = image_of<const Stored>(grad);
-      problem.weight_grad = static_cast<Compute*>(partial.data_ptr());
+    Compute* sums = static_cast<Compute*>(partial.data_ptr());
+    const int64_t size = partition.entries() * window.area();
+    if (grad.numel() > 0 && size > 0) {
+      problem.weight_grad = sums;
       problem.slices = slices;
       problem.partition = &partition;
       problem.window_area = window.area();
-      problem.threads = threads_for(partition, window, grad.size(0) * grad.size(2) * grad.size(3));
-      Sweep flat = sweep;
-      if (sweep.pointwise() && problem.input.flat() && problem.grad.flat() &&
-          problem.input.height == problem.grad.height && problem.input.width == problem.grad.width) {
-        flat.make_one_row();
-        problem.input = problem.input.as_row();
-        problem.grad = problem.grad.as_row();
+      problem.threads = threads_for(partition, window, pixels);
+      const int64_t staged = plane_pixels(problem.input, partition.inputs, partition.groups);
+      const auto add = [&](const Axis& down, const Axis& right, bool is_part) {
+        Sweep sweep = make_sweep(down, right, window.kernel_w, staged);
+        check_span(sweep, partition.in_channels + partition.out_channels);
+        cpu::WeightGradProblem<Stored> part = problem;
+        if (is_part) part.grad = crop_to(sweep, part.grad);
+        part.sweep = &sweep;
+        collapse(sweep, part.input, part.grad);
+        cpu::typed<Stored>(cpu::kernels()).weight_grad(part);
+      };
+      const std::vector<Axis> rows{forward_axis(vertical(window), input.size(2), grad.size(2))};
+      const std::vector<Axis> cols{forward_axis(horizontal(window), input.size(3), grad.size(3))};
+      add(rows[0], cols[0], false);
+      // A NaN may come from an infinite gradient and a staged zero: then once more, without padding.
+      if (any_padded(rows, cols) && !all_finite(sums, slices * size)) {
+        torch::stable::zero_(partial);
+        for (const Axis& down : without_padding(rows)) {
+          for (const Axis& right : without_padding(cols)) add(down, right, true);
+        }
       }
-      problem.sweep = &flat;
-      cpu::typed<Stored>(cpu::kernels()).weight_grad(problem);
     }
-    const int64_t size = partition.entries() * window.area();
-    Compute* sums = static_cast<Compute*>(partial.data_ptr());
     for (int64_t slice = 1; slice < slices; ++slice) {
       for (int64_t i = 0; i < size; ++i) sums[i] += sums[slice * size + i];
     }

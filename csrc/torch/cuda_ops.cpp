@@ -54,6 +54,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
                   "the partition table must be a contiguous 1-d int32 tensor of at least ",
                   cuda::shortest_table(out_channels), " entries on the input's device, got sizes ",
                   sizes_text(table));
+  check_memory("the partition table", table);
   const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
                                     pad_left, pad_right, dilation_h, dilation_w);
   const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));

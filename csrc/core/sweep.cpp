@@ -75,6 +75,8 @@ struct AxisPlanes {
 
 }  // namespace
 
+Sweep::~Sweep() = default;
+
 bool Axis::padded() const {
   return std::any_of(taps.begin(), taps.end(), [&](const AxisTap& tap) {
     const Meeting meeting(*this, tap);

@@ -41,6 +41,10 @@ struct Sweep {
   std::vector<Phase> phases;
   std::vector<Tap> taps;
 
+  Sweep() = default;
+  Sweep(Sweep&&) = default;
+  ~Sweep();  // not inline: the files of the instruction sets, which have sweeps too, must not emit it
+
   // Destination pixel (r, c) reads source pixel (r, c) and nothing else.
   bool pointwise() const {
     return taps.size() == 1 && source_step_h == 1 && source_step_w == 1 && first_row == 0 && first_col == 0 &&

@@ -185,7 +185,7 @@ void convolve(const ConvolveProblem<Stored>& problem) {
     if (DepthwiseRows<Stored>::suits(problem)) return DepthwiseRows<Stored>(problem).run();
     if (DepthwiseChannels<Stored>::suits(problem)) return DepthwiseChannels<Stored>(problem).run();
   }
-  if (PixelConvolution<Stored>::suits(problem)) return PixelConvolution<Stored>(problem).run();
+  if (convolve_pixels(problem)) return;
   Convolution<Stored>(problem).run();
 }
 

@@ -56,6 +56,14 @@ GROUPCONV_INLINE void for_each_lane_block(int64_t channels, const Body& body) {
   }
 }
 
+// The groups take the channels one after the other: 0, 1, 2, …
+GROUPCONV_INLINE bool in_order(const ChannelLists& lists, int64_t groups) {
+  for (int64_t i = 0; i < lists.offsets[groups]; ++i) {
+    if (lists.channels[i] != i) return false;
+  }
+  return true;
+}
+
 // Lanes over the channels of a group are used to three quarters at least.
 template <class T>
 bool fills_lanes(const ChannelLists& lists, int64_t groups) {
@@ -66,6 +74,18 @@ bool fills_lanes(const ChannelLists& lists, int64_t groups) {
   }
   return 4 * channels >= 3 * taken;
 }
+
+// Neighbouring lattice pixels, and where their results go.
+template <class T>
+struct PixelRun {
+  const T* source;
+  int64_t pixel_stride, pixels;
+  T* dest;
+  int64_t dest_stride;
+  const T* residual;  // at dest's strides, or null
+  bool clamped;
+  T low, high;
+};
 
 template <class Stored>
 class PixelSource {
@@ -79,20 +99,11 @@ class PixelSource {
   PixelSource(const Image<const Stored>& image, const Sweep& sweep)
       : image_(image), sweep_(sweep), reach_(sweep) {}
 
-  static int64_t count_reads(const ChannelLists& lists, int64_t groups) {
-    int64_t reads = 0;
-    for (int64_t g = 0; g < groups; ++g) reads += lists.count(g);
-    return reads;
-  }
-
   void open(const ChannelLists& lists, int64_t groups, bool side_by_side, int32_t* order) {
     order_ = order;
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int64_t i = 0; i < lists.count(g); ++i, ++reads_) {
-        order_[reads_] = lists.of(g)[i];
-        in_order_ = in_order_ && order_[reads_] == reads_;
-      }
-    }
+    reads_ = lists.offsets[groups];
+    in_order_ = in_order(lists, groups);
+    for (int64_t i = 0; i < reads_; ++i) order_[i] = lists.channels[i];
     direct_ = computes_as_stored && reach_.inside(sweep_, image_.height, image_.width) &&
               (in_order_ || !side_by_side);
     pixel_ = direct_ ? image_.stride_w : row_distance<T>(reads_);

@@ -55,6 +55,12 @@ struct Vec<float> {
   static GROUPCONV_INLINE Vec gather(const float* p, const int32_t* index, Mask m) {
     return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), m, _mm512_loadu_si512(index), p, 4)};
   }
+  using Index = __m512i;
+  static GROUPCONV_INLINE Index load_index(const int32_t* p) { return _mm512_loadu_si512(p); }
+  // Lane i takes lane index[i]; zero where masked out.
+  friend GROUPCONV_INLINE Vec permute(Vec x, Index index, Mask m) {
+    return {_mm512_maskz_permutexvar_ps(m, index, x.v)};
+  }
   GROUPCONV_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   GROUPCONV_INLINE void store(float* p, Mask m) const { _mm512_mask_storeu_ps(p, m, v); }
   GROUPCONV_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
@@ -113,6 +119,13 @@ struct Vec<float> {
   static GROUPCONV_INLINE Vec gather(const float* p, const int32_t* index, Mask m) {
     const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
     return {_mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, from, _mm256_castsi256_ps(m), 4)};
+  }
+  using Index = __m256i;
+  static GROUPCONV_INLINE Index load_index(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  friend GROUPCONV_INLINE Vec permute(Vec x, Index index, Mask m) {
+    return {_mm256_and_ps(_mm256_permutevar8x32_ps(x.v, index), _mm256_castsi256_ps(m))};
   }
   GROUPCONV_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   GROUPCONV_INLINE void store(float* p, Mask m) const { _mm256_maskstore_ps(p, m, v); }
@@ -190,6 +203,10 @@ struct Vec {
 };
 
 #endif
+
+// Whether a vector's lanes can be brought into any order.
+template <class T>
+constexpr bool has_permute = __is_same(T, float) && Vec<T>::lanes > 1;
 
 template <class T>
 GROUPCONV_INLINE Vec<T> zero() {

@@ -43,7 +43,7 @@ class PixelWeightGrad {
   }
 
   void run() {
-    const int64_t reads = PixelSource<Stored>::count_reads(inputs_, groups_);
+    const int64_t reads = inputs_.offsets[groups_];
     Workspace shared;
     shared.plan<int32_t>(reads);
     shared.plan<int32_t>(p_.grad.channels);

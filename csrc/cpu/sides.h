@@ -1,0 +1,40 @@
+// A partitioned convolution seen from the side that a pass computes: forward from inputs to outputs, input
+// gradient from outputs to inputs, with the packed weight read accordingly.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class Stored>
+struct Sides {
+  using T = compute_t<Stored>;
+
+  const ConvolveProblem<Stored>& problem;
+  ChannelLists sources, dests;
+  int64_t groups, taps;
+
+  explicit Sides(const ConvolveProblem<Stored>& p)
+      : problem(p),
+        sources(p.transposed ? p.partition->outputs : p.partition->inputs),
+        dests(p.transposed ? p.partition->inputs : p.partition->outputs),
+        groups(p.partition->groups),
+        taps(static_cast<int64_t>(p.sweep->taps.size())) {}
+
+  // A group's weights, and the distance from one destination or source channel to the next.
+  const T* weight(int64_t group) const {
+    return problem.weight +
+           problem.partition->weight_offsets[static_cast<size_t>(group)] * problem.window_area;
+  }
+  int64_t dest_step(int64_t group) const {
+    return problem.window_area * (problem.transposed ? 1 : problem.partition->inputs.count(group));
+  }
+  int64_t source_step(int64_t group) const {
+    return problem.window_area * (problem.transposed ? problem.partition->inputs.count(group) : 1);
+  }
+  T bias(int64_t dest) const { return problem.bias ? problem.bias[dest] : T(0); }
+};
+
+}  // namespace
+}  // namespace groupconv::cpu

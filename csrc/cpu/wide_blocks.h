@@ -1,0 +1,144 @@
+// Groups that fill vectors of channels by themselves: one or two vectors of a group's destination channels
+// at a time, sources broadcast one by one (multiply_pixels.h).
+#pragma once
+
+#include "cpu/multiply_pixels.h"
+#include "cpu/pixels.h"
+#include "cpu/sides.h"
+#include "cpu/workspace.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class Stored>
+class WideBlocks {
+  using T = compute_t<Stored>;
+  static constexpr int64_t lanes = Vec<T>::lanes;
+
+  struct Block {
+    const T* weight;
+    const T* bias;
+    const int64_t* offsets;
+    int64_t depth, channels;
+    int64_t dest;  // first channel: of the image, or among the sums
+  };
+
+ public:
+  static constexpr bool side_by_side = false;  // sources may lie anywhere
+  static constexpr int64_t most = most_pixels(most_vectors);
+
+  static bool suits(const ConvolveProblem<Stored>& p) {
+    return fills_lanes<T>(Sides<Stored>(p).dests, p.partition->groups);
+  }
+
+  WideBlocks(const Sides<Stored>& sides, int64_t reads) : sides_(sides), reads_(reads) {
+    for (int64_t g = 0; g < sides_.groups; ++g) {
+      for_each_lane_block<T>(sides_.dests.count(g), [&](int64_t, int64_t, int64_t width) {
+        ++count_;
+        sums_ += width;
+        weights_ += width * sides_.sources.count(g) * sides_.taps;
+      });
+    }
+  }
+
+  int64_t sums() const { return sums_; }
+
+  // Neighbouring channels in every group.
+  bool writes_runs() const {
+    for (int64_t g = 0; g < sides_.groups; ++g) {
+      for (int64_t r = 1; r < sides_.dests.count(g); ++r) {
+        if (sides_.dests.of(g)[r] != sides_.dests.of(g)[r - 1] + 1) return false;
+      }
+    }
+    return true;
+  }
+
+  void plan(Workspace& shared) const {
+    shared.plan<T>(weights_);
+    shared.plan<T>(sums_);
+    shared.plan<int64_t>(reads_ * sides_.taps);
+    shared.plan<Block>(count_);
+  }
+
+  // Tells in `places` where each destination channel is found among the sums.
+  void prepare(Workspace& shared, const PixelSource<Stored>& source, bool dest_direct, int32_t* places) {
+    T* weights = shared.take<T>(weights_);
+    T* bias = shared.take<T>(sums_);
+    int64_t* offsets = shared.take<int64_t>(reads_ * sides_.taps);
+    blocks_ = shared.take<Block>(count_);
+    Block* block = blocks_;
+    int64_t read = 0, sum = 0;
+    for (int64_t g = 0; g < sides_.groups; ++g) {
+      const int64_t depth = sides_.sources.count(g) * sides_.taps;
+      for (int64_t i = 0, j = 0; i < sides_.sources.count(g); ++i, ++read) {
+        for (const Tap& tap : sides_.problem.sweep->taps) {
+          offsets[j++] = source.tap_offset(tap) + source.channel(read);
+        }
+      }
+      for_each_lane_block<T>(sides_.dests.count(g), [&](int64_t first, int64_t channels, int64_t width) {
+        const int32_t* to = sides_.dests.of(g) + first;
+        *block++ = {weights, bias, offsets, depth, channels, dest_direct ? to[0] : sum};
+        for (int64_t r = 0; r < channels; ++r) places[to[r]] = static_cast<int32_t>(sum + r);
+        for (int64_t r = 0; r < width; ++r) bias[r] = r < channels ? sides_.bias(to[r]) : T(0);
+        pack(g, first, channels, width, weights);
+        weights += width * depth;
+        bias += width;
+        sum += width;
+      });
+      offsets += depth;
+    }
+  }
+
+  void run(const PixelRun<T>& run) const {
+    PixelTile<T> tile{};
+    tile.source = run.source;
+    tile.pixel_stride = run.pixel_stride;
+    tile.dest_stride = run.dest_stride;
+    tile.clamped = run.clamped;
+    tile.low = run.low;
+    tile.high = run.high;
+    for (int64_t b = 0; b < count_; ++b) {
+      const Block& block = blocks_[b];
+      tile.offsets = block.offsets;
+      tile.depth = block.depth;
+      tile.weight = block.weight;
+      tile.bias = block.bias;
+      tile.channels = block.channels;
+      tile.dest = run.dest + block.dest;
+      tile.residual = run.residual ? run.residual + block.dest : nullptr;
+      if (block.channels > lanes) {
+        multiply_pixel_run<T, 2>(tile, run.pixels);
+      } else {
+        multiply_pixel_run<T, 1>(tile, run.pixels);
+      }
+    }
+  }
+
+ private:
+  // weights[j · width + r], zero where no channel is.
+  void pack(int64_t group, int64_t first, int64_t channels, int64_t width, T* weights) const {
+    const int64_t row = sides_.dest_step(group), step = sides_.source_step(group);
+    const T* block = sides_.weight(group) + first * row;
+    const int64_t count = sides_.sources.count(group), depth = count * sides_.taps;
+    if (channels < width) fill_zero(weights, depth * width);
+    if (step == sides_.taps) {  // what is summed over lies in one run
+      transpose_in(block, row, channels, depth, weights, width);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      for (const Tap& tap : sides_.problem.sweep->taps) {
+        const T* from = block + i * step + tap.weight;
+        for (int64_t r = 0; r < channels; ++r) weights[r] = from[r * row];
+        weights += width;
+      }
+    }
+  }
+
+  const Sides<Stored>& sides_;
+  int64_t reads_;
+  int64_t count_ = 0, sums_ = 0, weights_ = 0;
+  Block* blocks_ = nullptr;
+};
+
+}  // namespace
+}  // namespace groupconv::cpu

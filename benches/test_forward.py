@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from groupconv_ext.bench.problems import SUITES, Problem, select
+from groupconv_ext.bench.problems import Problem
 from groupconv_ext.bench.rivals import CONTENDERS
+from groupconv_ext.bench.suites import SUITES, select
 
 PROBLEMS = select(SUITES["quick"], direction="forward")
 

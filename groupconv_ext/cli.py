@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from . import __version__, _ops, bench
-from .bench import plots, problems, publish, terminal
+from .bench import plots, problems, publish, suites, terminal
 from .doctor import doctor
 
 
@@ -64,11 +64,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    suites = parser.add_mutually_exclusive_group()
-    suites.add_argument(
-        "--suite", choices=problems.SUITES, default="quick", help="default: %(default)s"
+    suite = parser.add_mutually_exclusive_group()
+    suite.add_argument(
+        "--suite", choices=suites.SUITES, default="quick", help="default: %(default)s"
     )
-    suites.add_argument(
+    suite.add_argument(
         "--quick",
         dest="suite",
         action="store_const",
@@ -112,8 +112,8 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    chosen = problems.select(
-        problems.SUITES[arguments.suite],
+    chosen = suites.select(
+        suites.SUITES[arguments.suite],
         words=arguments.filter,
         direction=arguments.direction,
         layout=arguments.layout,

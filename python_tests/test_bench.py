@@ -31,9 +31,10 @@ from groupconv_ext.bench import (
     terminal,
 )
 from groupconv_ext.bench.methods import Case, Method
-from groupconv_ext.bench.problems import LAYERS, SUITES, Problem, select
+from groupconv_ext.bench.problems import LAYERS, Problem
 from groupconv_ext.bench.results import Absent, Report
 from groupconv_ext.bench.rivals import CONTENDERS, Contender
+from groupconv_ext.bench.suites import SUITES, select
 from groupconv_ext.bench.timing import Plan
 
 TINY = Problem("tiny", 12, 8, 6, 5, 3, 1, 1, groups=4, kind="permuted", batch=2)
@@ -130,7 +131,7 @@ def test_the_promised_rows_are_in_both_suites() -> None:
         "3x3 1024-1024 7x7 G32",
         "3x3 256-256 28x28 G256",
     ]
-    for suite in SUITES.values():
+    for suite in (SUITES["quick"], SUITES["full"]):
         names = [problem.name for problem in suite]
         for row in promised:
             variant = f" {row} permuted N1 NCHW float32 forward"
@@ -148,6 +149,19 @@ def test_names_are_unique_plain_and_found_by_their_words() -> None:
     assert {(problem.batch, problem.layout, problem.trains) for problem in found} == {
         (16, "NHWC", False)
     }
+
+
+def test_the_grid_has_every_cell_once() -> None:
+    cells = [(p.kernel, p.height, p.channels_per_group, p.layout) for p in SUITES["grid"]]
+    assert len(set(cells)) == len(cells) == 2 * 4 * 7 * 2
+
+
+def test_random_layers_are_like_no_networks() -> None:
+    drawn = SUITES["random"]
+    assert len(set(drawn)) == len(drawn)
+    assert sum(p.in_channels % 8 != 0 for p in drawn) > len(drawn) // 3
+    assert {p.kind for p in drawn} == {"permuted", "ragged"}
+    assert {p.trains for p in drawn} == {True, False}
 
 
 def test_full_covers_every_network_batch_kind_layout_and_direction() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import groupconv_ext
 from groupconv_ext import _ops, bench, cli
-from groupconv_ext.bench import problems
+from groupconv_ext.bench import suites
 from groupconv_ext.bench.methods import Case, Method
 from groupconv_ext.bench.problems import Problem
 from groupconv_ext.bench.rivals import Contender
@@ -23,7 +23,7 @@ TINY = Problem("tiny", 8, 8, 4, 4, 1, 1, 0, groups=2, kind="permuted")
 @pytest.fixture
 def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     brief = Plan(seconds=0, least_rounds=1, sample_seconds=1e-5)
-    monkeypatch.setattr(problems, "SUITES", {"quick": (TINY,), "full": (TINY,)})
+    monkeypatch.setattr(suites, "SUITES", {"quick": (TINY,), "full": (TINY,)})
     monkeypatch.setattr(bench, "Options", partial(bench.Options, plan=brief))
 
 

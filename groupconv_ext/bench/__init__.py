@@ -1,6 +1,7 @@
 """What ``groupconv bench`` runs: our convolution beside every other way to compute the same layer.
 
-- ``problems``: which layers, and what each of them costs at the very least
+- ``problems``: a layer, and what it costs at the very least; the layers of published networks
+- ``suites``: which of them are timed, how
 - ``methods``: the ways to compute a layer, ours and PyTorch's
 - ``rivals``: the contenders, each a method and the question it is asked
 - ``correctness``: every answer against float64, before anything is timed
@@ -14,9 +15,10 @@
 - ``publish``: all of it into a folder
 """
 
-from .problems import SUITES, Problem
+from .problems import Problem
 from .results import Report
 from .rivals import CONTENDERS, Contender
 from .runner import Options, run
+from .suites import SUITES
 
 __all__ = ["CONTENDERS", "SUITES", "Contender", "Options", "Problem", "Report", "run"]

@@ -21,6 +21,10 @@ _CAPTIONS = {
     "the processor's multiply-add units could do in it.",
     "roofline": "Under the slanted lines a layer waits for memory, under the level one for "
     "arithmetic. A grey line joins the two times of one problem.",
+    "heat-map-nchw": "Each number is a share, in percent, of what the processor's "
+    "multiply-add units could do, over 256 channels. Maps shrink downwards, groups grow to the "
+    "right.",
+    "heat-map-nhwc": "The same with channels_last images.",
 }
 
 

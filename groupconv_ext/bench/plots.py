@@ -1,4 +1,4 @@
-"""Three pictures of a report: speed-ups, shares of the FMA peak, and the roofline.
+"""The pictures of a report: speed-ups, shares of the peak, the roofline, a grid's heat maps.
 
 They need matplotlib, the ``plots`` extra; without it ``draw`` raises an ImportError that says so,
 and everything else of a report works.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from math import atan, degrees
 from typing import TYPE_CHECKING, Any
 
+from .heat_map import heat_map
 from .problems import Problem
 from .results import Report, Row
 from .rivals import OURS
@@ -71,6 +72,8 @@ def draw(report: Report) -> dict[str, Figure]:
             "speed-up": _speed_up(report),
             "share-of-peak": _share_of_peak(report),
             "roofline": _roofline(report),
+            "heat-map-nchw": heat_map(report, "NCHW"),
+            "heat-map-nhwc": heat_map(report, "NHWC"),
         }
     return {name: figure for name, figure in pictures.items() if figure is not None}
 

@@ -9,10 +9,9 @@ two times is the floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -213,221 +212,131 @@ def _overlapping(in_channels: int, out_channels: int, groups: int) -> Partition:
 # ---- layers --------------------------------------------------------------------------------------
 
 
-def _pointwise(
+def pointwise(
     network: str, channels: tuple[int, int], size: int, groups: int, kind: Kind, stride: int = 1
 ) -> Problem:
+    """A 1×1 layer, channels in → out."""
     return Problem(network, *channels, size, size, 1, stride, 0, groups, kind)
 
 
-def _spatial(
+def spatial(
     network: str, channels: int, size: int, groups: int, stride: int = 1, out: int | None = None
 ) -> Problem:
+    """A 3×3 layer that keeps the map, or halves it at stride 2."""
     out_channels = channels if out is None else out
     return Problem(network, channels, out_channels, size, size, 3, stride, 1, groups, "contiguous")
 
 
-def _depthwise(network: str, channels: int, size: int, stride: int = 1) -> Problem:
-    return _spatial(network, channels, size, channels, stride)
+def depthwise(network: str, channels: int, size: int, stride: int = 1) -> Problem:
+    """A 3×3 layer with one channel in every group."""
+    return spatial(network, channels, size, channels, stride)
 
 
 # The layers whose speed the project promises, row for row.
 PROMISED: tuple[Problem, ...] = (
-    _pointwise("resnet50-flgc", (256, 256), 56, 4, "permuted"),
-    _pointwise("resnet50-flgc", (256, 256), 56, 8, "permuted"),
-    _pointwise("resnet50-flgc", (256, 256), 56, 32, "permuted"),
-    _pointwise("resnet50-flgc", (512, 512), 28, 8, "permuted"),
-    _pointwise("resnet50-flgc", (1024, 1024), 14, 8, "permuted"),
-    _pointwise("resnet50-flgc", (2048, 2048), 7, 8, "permuted"),
-    _pointwise("resnet50-flgc", (2048, 2048), 7, 32, "permuted"),
-    _spatial("resnext50", 128, 56, 32),
-    _spatial("resnext50", 256, 28, 32),
-    _spatial("resnext50", 256, 28, 8),
-    _spatial("resnext50", 1024, 7, 32),
-    _depthwise("resnet50-flgc", 256, 28),
+    pointwise("resnet50-flgc", (256, 256), 56, 4, "permuted"),
+    pointwise("resnet50-flgc", (256, 256), 56, 8, "permuted"),
+    pointwise("resnet50-flgc", (256, 256), 56, 32, "permuted"),
+    pointwise("resnet50-flgc", (512, 512), 28, 8, "permuted"),
+    pointwise("resnet50-flgc", (1024, 1024), 14, 8, "permuted"),
+    pointwise("resnet50-flgc", (2048, 2048), 7, 8, "permuted"),
+    pointwise("resnet50-flgc", (2048, 2048), 7, 32, "permuted"),
+    spatial("resnext50", 128, 56, 32),
+    spatial("resnext50", 256, 28, 32),
+    spatial("resnext50", 256, 28, 8),
+    spatial("resnext50", 1024, 7, 32),
+    depthwise("resnet50-flgc", 256, 28),
 )
 
 # ResNet50-FLGC at 224²: every 1×1 learns its groups, every 3×3 is a depthwise 3×3 and a 1×1.
-_RESNET50_FLGC = (
-    _pointwise("resnet50-flgc", (64, 64), 56, 8, "permuted"),
-    _pointwise("resnet50-flgc", (64, 256), 56, 8, "permuted"),
-    _pointwise("resnet50-flgc", (256, 64), 56, 8, "permuted"),
-    _pointwise("resnet50-flgc", (256, 128), 56, 8, "permuted"),
-    _pointwise("resnet50-flgc", (256, 512), 56, 8, "permuted", stride=2),
-    _pointwise("resnet50-flgc", (128, 128), 28, 8, "permuted"),
-    _pointwise("resnet50-flgc", (128, 512), 28, 8, "permuted"),
-    _pointwise("resnet50-flgc", (512, 128), 28, 8, "permuted"),
-    _pointwise("resnet50-flgc", (512, 1024), 28, 8, "permuted", stride=2),
-    _pointwise("resnet50-flgc", (256, 256), 28, 8, "permuted"),
-    _pointwise("resnet50-flgc", (256, 256), 14, 8, "permuted"),
-    _pointwise("resnet50-flgc", (256, 1024), 14, 8, "permuted"),
-    _pointwise("resnet50-flgc", (1024, 256), 14, 8, "permuted"),
-    _pointwise("resnet50-flgc", (1024, 2048), 14, 8, "permuted", stride=2),
-    _pointwise("resnet50-flgc", (512, 512), 7, 8, "permuted"),
-    _pointwise("resnet50-flgc", (512, 2048), 7, 8, "permuted"),
-    _pointwise("resnet50-flgc", (2048, 512), 7, 8, "permuted"),
-    _depthwise("resnet50-flgc", 64, 56),
-    _depthwise("resnet50-flgc", 128, 28),
-    _depthwise("resnet50-flgc", 256, 14),
-    _depthwise("resnet50-flgc", 512, 7),
+RESNET50_FLGC = (
+    pointwise("resnet50-flgc", (64, 64), 56, 8, "permuted"),
+    pointwise("resnet50-flgc", (64, 256), 56, 8, "permuted"),
+    pointwise("resnet50-flgc", (256, 64), 56, 8, "permuted"),
+    pointwise("resnet50-flgc", (256, 128), 56, 8, "permuted"),
+    pointwise("resnet50-flgc", (256, 512), 56, 8, "permuted", stride=2),
+    pointwise("resnet50-flgc", (128, 128), 28, 8, "permuted"),
+    pointwise("resnet50-flgc", (128, 512), 28, 8, "permuted"),
+    pointwise("resnet50-flgc", (512, 128), 28, 8, "permuted"),
+    pointwise("resnet50-flgc", (512, 1024), 28, 8, "permuted", stride=2),
+    pointwise("resnet50-flgc", (256, 256), 28, 8, "permuted"),
+    pointwise("resnet50-flgc", (256, 256), 14, 8, "permuted"),
+    pointwise("resnet50-flgc", (256, 1024), 14, 8, "permuted"),
+    pointwise("resnet50-flgc", (1024, 256), 14, 8, "permuted"),
+    pointwise("resnet50-flgc", (1024, 2048), 14, 8, "permuted", stride=2),
+    pointwise("resnet50-flgc", (512, 512), 7, 8, "permuted"),
+    pointwise("resnet50-flgc", (512, 2048), 7, 8, "permuted"),
+    pointwise("resnet50-flgc", (2048, 512), 7, 8, "permuted"),
+    depthwise("resnet50-flgc", 64, 56),
+    depthwise("resnet50-flgc", 128, 28),
+    depthwise("resnet50-flgc", 256, 14),
+    depthwise("resnet50-flgc", 512, 7),
 )
 
 # ResNeXt50 32×4d, and the same layers in eight groups.
-_RESNEXT50 = (
-    _spatial("resnext50", 128, 56, 8),
-    _spatial("resnext50", 256, 56, 32, stride=2),
-    _spatial("resnext50", 512, 14, 32),
-    _spatial("resnext50", 512, 14, 8),
-    _spatial("resnext50", 512, 28, 32, stride=2),
-    _spatial("resnext50", 1024, 7, 8),
-    _spatial("resnext50", 1024, 14, 32, stride=2),
+RESNEXT50 = (
+    spatial("resnext50", 128, 56, 8),
+    spatial("resnext50", 256, 56, 32, stride=2),
+    spatial("resnext50", 512, 14, 32),
+    spatial("resnext50", 512, 14, 8),
+    spatial("resnext50", 512, 28, 32, stride=2),
+    spatial("resnext50", 1024, 7, 8),
+    spatial("resnext50", 1024, 14, 32, stride=2),
 )
 
 # MobileNetV2, its 1×1 layers grouped.
-_MOBILENETV2 = (
-    _depthwise("mobilenetv2", 32, 112),
-    _depthwise("mobilenetv2", 96, 112, stride=2),
-    _depthwise("mobilenetv2", 144, 56),
-    _depthwise("mobilenetv2", 192, 28),
-    _depthwise("mobilenetv2", 384, 14),
-    _depthwise("mobilenetv2", 576, 14, stride=2),
-    _depthwise("mobilenetv2", 960, 7),
-    _pointwise("mobilenetv2", (16, 96), 112, 4, "permuted"),
-    _pointwise("mobilenetv2", (24, 144), 56, 4, "permuted"),
-    _pointwise("mobilenetv2", (144, 24), 56, 4, "permuted"),
-    _pointwise("mobilenetv2", (32, 192), 28, 4, "permuted"),
-    _pointwise("mobilenetv2", (64, 384), 14, 4, "permuted"),
-    _pointwise("mobilenetv2", (576, 96), 14, 4, "permuted"),
-    _pointwise("mobilenetv2", (160, 960), 7, 4, "permuted"),
-    _pointwise("mobilenetv2", (320, 1280), 7, 4, "permuted"),
+MOBILENETV2 = (
+    depthwise("mobilenetv2", 32, 112),
+    depthwise("mobilenetv2", 96, 112, stride=2),
+    depthwise("mobilenetv2", 144, 56),
+    depthwise("mobilenetv2", 192, 28),
+    depthwise("mobilenetv2", 384, 14),
+    depthwise("mobilenetv2", 576, 14, stride=2),
+    depthwise("mobilenetv2", 960, 7),
+    pointwise("mobilenetv2", (16, 96), 112, 4, "permuted"),
+    pointwise("mobilenetv2", (24, 144), 56, 4, "permuted"),
+    pointwise("mobilenetv2", (144, 24), 56, 4, "permuted"),
+    pointwise("mobilenetv2", (32, 192), 28, 4, "permuted"),
+    pointwise("mobilenetv2", (64, 384), 14, 4, "permuted"),
+    pointwise("mobilenetv2", (576, 96), 14, 4, "permuted"),
+    pointwise("mobilenetv2", (160, 960), 7, 4, "permuted"),
+    pointwise("mobilenetv2", (320, 1280), 7, 4, "permuted"),
 )
 
 # ShuffleNet 1×, g = 3: the first 1×1 of a unit is followed by the shuffle.
-_SHUFFLENET = (
-    _pointwise("shufflenet-g3", (240, 60), 28, 3, "shuffled"),
-    _pointwise("shufflenet-g3", (60, 240), 28, 3, "contiguous"),
-    _pointwise("shufflenet-g3", (480, 120), 14, 3, "shuffled"),
-    _pointwise("shufflenet-g3", (120, 480), 14, 3, "contiguous"),
-    _pointwise("shufflenet-g3", (960, 240), 7, 3, "shuffled"),
-    _pointwise("shufflenet-g3", (240, 960), 7, 3, "contiguous"),
-    _depthwise("shufflenet-g3", 60, 28),
-    _depthwise("shufflenet-g3", 240, 7),
+SHUFFLENET = (
+    pointwise("shufflenet-g3", (240, 60), 28, 3, "shuffled"),
+    pointwise("shufflenet-g3", (60, 240), 28, 3, "contiguous"),
+    pointwise("shufflenet-g3", (480, 120), 14, 3, "shuffled"),
+    pointwise("shufflenet-g3", (120, 480), 14, 3, "contiguous"),
+    pointwise("shufflenet-g3", (960, 240), 7, 3, "shuffled"),
+    pointwise("shufflenet-g3", (240, 960), 7, 3, "contiguous"),
+    depthwise("shufflenet-g3", 60, 28),
+    depthwise("shufflenet-g3", 240, 7),
 )
 
 # CondenseNet-74, G = C = 4, converted: an index layer with overlapping lists, then 3×3 groups.
-_CONDENSENET = (
-    _pointwise("condensenet", (272, 128), 28, 4, "overlapping"),
-    _pointwise("condensenet", (720, 256), 14, 4, "overlapping"),
-    _pointwise("condensenet", (1552, 512), 7, 4, "overlapping"),
-    _spatial("condensenet", 128, 28, 4, out=32),
-    _spatial("condensenet", 256, 14, 4, out=64),
-    _spatial("condensenet", 512, 7, 4, out=128),
+CONDENSENET = (
+    pointwise("condensenet", (272, 128), 28, 4, "overlapping"),
+    pointwise("condensenet", (720, 256), 14, 4, "overlapping"),
+    pointwise("condensenet", (1552, 512), 7, 4, "overlapping"),
+    spatial("condensenet", 128, 28, 4, out=32),
+    spatial("condensenet", 256, 14, 4, out=64),
+    spatial("condensenet", 512, 7, 4, out=128),
 )
 
 # IGC-L24M2 and IGC-L4M8 on CIFAR: L groups of M channels, then interleaved 1×1 groups of L.
 # M doubles from stage to stage.
-_IGC = tuple(
+IGC = tuple(
     layer
     for partitions, first_width, network in ((24, 2, "igc-l24m2"), (4, 8, "igc-l4m8"))
     for size, width in ((32, first_width), (16, 2 * first_width), (8, 4 * first_width))
     for layer in (
-        _spatial(network, partitions * width, size, partitions),
-        _pointwise(network, (partitions * width,) * 2, size, width, "interleaved"),
+        spatial(network, partitions * width, size, partitions),
+        pointwise(network, (partitions * width,) * 2, size, width, "interleaved"),
     )
 )
 
 LAYERS: tuple[Problem, ...] = (
-    PROMISED + _RESNET50_FLGC + _RESNEXT50 + _MOBILENETV2 + _SHUFFLENET + _CONDENSENET + _IGC
+    PROMISED + RESNET50_FLGC + RESNEXT50 + MOBILENETV2 + SHUFFLENET + CONDENSENET + IGC
 )
-
-
-# ---- suites --------------------------------------------------------------------------------------
-
-
-def kinds(layer: Problem) -> tuple[Kind, ...]:
-    """The partitions a layer is timed under: its network's own, contiguous, permuted and ragged.
-
-    A depthwise layer has no ragged split. Overlapping lists are timed as they are.
-    """
-    if layer.kind == "overlapping":
-        return ("overlapping",)
-    ragged: tuple[Kind, ...] = () if layer.is_depthwise else ("ragged",)
-    return tuple(dict.fromkeys((layer.kind, "contiguous", "permuted", *ragged)))
-
-
-def _vary(
-    layers: Iterable[Problem],
-    *,
-    kind: Kind | None = None,
-    batch: int = 1,
-    layouts: Sequence[Layout] = ("NCHW",),
-    direction: Direction = "forward",
-) -> Iterator[Problem]:
-    for layer, layout in product(layers, layouts):
-        yield replace(
-            layer, kind=kind or layer.kind, batch=batch, layout=layout, direction=direction
-        )
-
-
-def _quick() -> Iterator[Problem]:
-    """The promised rows, permuted, and a taste of everything else."""
-    pointwise = [layer for layer in PROMISED if layer.kernel == 1]
-    g8_56, g8_28, g8_14, g8_7 = (pointwise[i] for i in (1, 3, 4, 5))
-    resnext = _spatial("resnext50", 256, 28, 8)
-    yield from _vary(PROMISED, kind="permuted")
-    yield from _vary(pointwise, layouts=["NHWC"])
-    yield from _vary([resnext, _depthwise("resnet50-flgc", 256, 28)], layouts=["NHWC"])
-    yield from _vary([g8_56, g8_14, resnext], kind="ragged")
-    yield from _vary([g8_28], kind="ragged", layouts=["NHWC"])
-    yield from (_SHUFFLENET[2], _CONDENSENET[1], _MOBILENETV2[4], _MOBILENETV2[6], *_IGC[2:4])
-    yield from _vary([g8_14, PROMISED[8]], kind="permuted", batch=16)
-    trained = _pointwise("resnet50-flgc", (256, 256), 28, 8, "permuted")
-    training: Direction = "forward+backward"
-    yield from _vary([trained], batch=16, layouts=["NCHW", "NHWC"], direction=training)
-    yield from _vary([g8_14, g8_7], batch=16, direction=training)
-    yield from _vary([g8_14], kind="ragged", batch=16, direction=training)
-    yield from _vary(
-        [_spatial("resnext50", 512, 14, 32)], kind="permuted", batch=16, direction=training
-    )
-    yield from _vary([_CONDENSENET[2], _MOBILENETV2[4]], batch=16, direction=training)
-
-
-def _full() -> Iterator[Problem]:
-    """Every layer under every partition that suits it, in both layouts."""
-    layouts: tuple[Layout, Layout] = ("NCHW", "NHWC")
-    for layer in LAYERS:
-        for kind in kinds(layer):
-            for batch, direction in _BATCHES:
-                yield from _vary(
-                    [layer], kind=kind, batch=batch, layouts=layouts, direction=direction
-                )
-    for problem in _vary(PROMISED, kind="permuted", layouts=layouts):
-        yield replace(problem, dtype="bfloat16")
-
-
-_BATCHES: tuple[tuple[int, Direction], ...] = (
-    (1, "forward"),
-    (16, "forward"),
-    (16, "forward+backward"),
-)
-
-SUITES: Mapping[str, tuple[Problem, ...]] = {
-    "quick": tuple(dict.fromkeys(_quick())),
-    "full": tuple(dict.fromkeys(_full())),
-}
-
-
-def select(
-    problems: Iterable[Problem],
-    *,
-    words: Sequence[str] = (),
-    direction: Direction | None = None,
-    layout: Layout | None = None,
-) -> tuple[Problem, ...]:
-    """The problems whose names hold all the ``words``, in any case, and which match the rest."""
-    return tuple(
-        problem
-        for problem in problems
-        if all(word.lower() in problem.name.lower() for word in words)
-        and direction in (None, problem.direction)
-        and layout in (None, problem.layout)
-    )

@@ -45,5 +45,28 @@ GROUPCONV_INLINE void narrow(float x, BFloat16& stored) {
   stored.bits = static_cast<uint16_t>(x != x ? 0x7fc0 : rounded);
 }
 
+// The first `count` ≤ lanes elements as a vector of the type that is computed in, zero behind them.
+template <class T>
+GROUPCONV_INLINE Vec<T> load_widened(const T* p, int64_t count) {
+  return Vec<T>::load(p, Vec<T>::first(count));
+}
+template <class T>
+GROUPCONV_INLINE Vec<T> load_widened(const BFloat16* p, int64_t count) {
+#if defined(__AVX512F__)
+  const __m256i half = _mm256_maskz_loadu_epi16(Vec<T>::first(count), p);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+#elif defined(__AVX2__)
+  BFloat16 some[8] = {};
+  if (count < 8) {
+    std::memcpy(some, p, static_cast<size_t>(count) * sizeof(BFloat16));
+    p = some;
+  }
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
+#else
+  return {count > 0 ? widen(*p) : T(0)};
+#endif
+}
+
 }  // namespace
 }  // namespace groupconv::cpu

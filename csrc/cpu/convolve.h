@@ -9,7 +9,8 @@
 #pragma once
 
 #include "cpu/convolve_pixels.h"
-#include "cpu/depthwise.h"
+#include "cpu/depthwise_channels.h"
+#include "cpu/depthwise_rows.h"
 #include "cpu/multiply.h"
 #include "cpu/workspace.h"
 
@@ -181,9 +182,13 @@ class Convolution {
 
 template <class Stored>
 void convolve(const ConvolveProblem<Stored>& problem) {
-  if constexpr (__is_same(Stored, compute_t<Stored>)) {
-    if (DepthwiseRows<Stored>::suits(problem)) return DepthwiseRows<Stored>(problem).run();
-    if (DepthwiseChannels<Stored>::suits(problem)) return DepthwiseChannels<Stored>(problem).run();
+  if (const Depthwise depthwise(*problem.partition); depthwise.suits) {
+    if (DepthwiseChannels<Stored>::suits(problem, depthwise)) {
+      return DepthwiseChannels<Stored>(problem, depthwise).run();
+    }
+    if constexpr (__is_same(Stored, compute_t<Stored>)) {
+      if (DepthwiseRows<Stored>::suits(problem)) return DepthwiseRows<Stored>(problem).run();
+    }
   }
   if (convolve_pixels(problem)) return;
   Convolution<Stored>(problem).run();

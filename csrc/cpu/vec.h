@@ -24,11 +24,11 @@ namespace groupconv::cpu {
 namespace {
 
 template <class T>
-GROUPCONV_INLINE T smaller(T a, T b) {
+GROUPCONV_INLINE constexpr T smaller(T a, T b) {
   return b < a ? b : a;
 }
 template <class T>
-GROUPCONV_INLINE T larger(T a, T b) {
+GROUPCONV_INLINE constexpr T larger(T a, T b) {
   return a < b ? b : a;
 }
 GROUPCONV_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -66,6 +66,13 @@ struct Vec<float> {
   GROUPCONV_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // Zero where the mask is not set.
+  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_ps(m, x.v)}; }
+  // Elements 0, 2, 4, … of the two together.
+  friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
+    const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return {_mm512_permutex2var_ps(a.v, index, b.v)};
+  }
   // min and max return their second operand when either is NaN: put the bound first, and NaN survives.
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     return {_mm512_min_ps(high.v, _mm512_max_ps(low.v, x.v))};
@@ -92,6 +99,10 @@ struct Vec<double> {
   GROUPCONV_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_pd(m, x.v)}; }
+  friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b.v)};
+  }
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     return {_mm512_min_pd(high.v, _mm512_max_pd(low.v, x.v))};
   }
@@ -136,6 +147,11 @@ struct Vec<float> {
   }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm256_and_ps(_mm256_castsi256_ps(m), x.v)}; }
+  friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0x88));
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8))};
+  }
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     return {_mm256_min_ps(high.v, _mm256_max_ps(low.v, x.v))};
   }
@@ -168,6 +184,10 @@ struct Vec<double> {
   }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm256_and_pd(_mm256_castsi256_pd(m), x.v)}; }
+  friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
+    return {_mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), 0xd8)};
+  }
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     return {_mm256_min_pd(high.v, _mm256_max_pd(low.v, x.v))};
   }
@@ -196,6 +216,8 @@ struct Vec {
   GROUPCONV_INLINE T sum() const { return v; }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {m ? x.v : T(0)}; }
+  friend GROUPCONV_INLINE Vec even(Vec a, Vec) { return a; }
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     const T above = low.v > x.v ? low.v : x.v;
     return {high.v < above ? high.v : above};

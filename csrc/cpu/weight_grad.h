@@ -11,7 +11,8 @@
 #pragma once
 
 #include "cpu/correlate.h"
-#include "cpu/depthwise_grad.h"
+#include "cpu/depthwise_grad_channels.h"
+#include "cpu/depthwise_grad_rows.h"
 #include "cpu/weight_grad_pixels.h"
 #include "cpu/workspace.h"
 
@@ -204,7 +205,12 @@ class WeightGrad {
 template <class Stored>
 void weight_grad(const WeightGradProblem<Stored>& problem) {
   if constexpr (__is_same(Stored, compute_t<Stored>)) {
-    if (DepthwiseGrad<Stored>::suits(problem)) return DepthwiseGrad<Stored>(problem).run();
+    if (const Depthwise depthwise(*problem.partition); depthwise.suits) {
+      if (DepthwiseGradChannels<Stored>::suits(problem, depthwise)) {
+        return DepthwiseGradChannels<Stored>(problem, depthwise).run();
+      }
+      if (DepthwiseGradRows<Stored>::suits(problem)) return DepthwiseGradRows<Stored>(problem).run();
+    }
   }
   if (PixelWeightGrad<Stored>::suits(problem)) return PixelWeightGrad<Stored>(problem).run();
   WeightGrad<Stored>(problem).run();

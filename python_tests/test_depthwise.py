@@ -1,0 +1,206 @@
+"""Depthwise convolutions against the reference: every ISA, layout, window and permutation."""
+
+import os
+import random
+import time
+
+import pytest
+import torch
+from helpers import (
+    DTYPES,
+    ISAS,
+    LAYOUTS,
+    Geometry,
+    check_convolution,
+    forced_isa,
+    needs_native,
+    tensors,
+)
+
+from groupconv_ext import Partition, reference
+from groupconv_ext.autograd import ACTIVATIONS
+
+pytestmark = [needs_native, pytest.mark.native]
+
+LAYOUT_PAIR = ("NCHW", "channels_last")
+each_isa = pytest.mark.parametrize("isa", ISAS)
+each_layout = pytest.mark.parametrize("layout", LAYOUT_PAIR)
+
+
+def ragged_multiplier(channels: int, outputs: int, rng: random.Random) -> Partition:
+    """One input in every group and any number of outputs, none included."""
+    writers = [rng.randrange(channels) for _ in range(outputs)]
+    return Partition(
+        channels,
+        outputs,
+        [[channel] for channel in rng.sample(range(channels), channels)],
+        [[n for n, writer in enumerate(writers) if writer == g] for g in range(channels)],
+    )
+
+
+def unread_channels(channels: int, rng: random.Random) -> Partition:
+    """Fewer outputs than inputs: some channels are in no group."""
+    groups = max(1, channels // 2)
+    read = rng.sample(range(channels), groups)
+    return Partition(channels, groups, [[c] for c in read], [[g] for g in range(groups)])
+
+
+PARTITIONS = {
+    "straight": Partition.contiguous(37, 37, 37),
+    "permuted": Partition.random(37, 37, 37, seed=0),
+    "multiplied": Partition.contiguous(19, 57, 19),
+    "multiplied, permuted": Partition.random(33, 66, 33, seed=0),
+    "ragged": ragged_multiplier(20, 45, random.Random(0)),
+    "unread": unread_channels(35, random.Random(0)),
+    "two outputs of one channel": Partition.contiguous(1, 2, 1),
+}
+
+
+def around(kernel: int, stride: int = 1, size: tuple[int, int] = (9, 18)) -> Geometry:
+    pad = kernel // 2
+    return Geometry(size, (kernel, kernel), (stride, stride), (pad, pad, pad, pad))
+
+
+GEOMETRIES = {
+    **{f"{k}×{k} stride {s}": around(k, s) for k in (3, 5, 7) for s in (1, 2)},
+    "3×3 stride 3": around(3, 3),
+    "1 pixel": around(3, size=(1, 1)),
+    "kernel = map": Geometry((7, 7), (7, 7)),
+    "dilated": Geometry((11, 12), (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
+    "dilated, strided": Geometry((11, 12), (3, 3), (2, 2), (3, 3, 3, 3), (3, 3)),
+    "one row": Geometry((1, 67), (1, 9), padding=(0, 0, 4, 4)),
+    "wider than a tile shares": Geometry((5, 20), (2, 8), padding=(0, 1, 4, 3)),
+    "taller than a tile shares": Geometry((20, 5), (8, 2), padding=(4, 3, 0, 1)),
+    "padding beyond the kernel": Geometry((4, 3), (3, 3), padding=(3, 4, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS.keys())
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+@each_layout
+@each_isa
+def test_every_window_and_partition(
+    isa: str, layout: str, geometry: Geometry, partition: Partition
+) -> None:
+    with forced_isa(isa):
+        for dtype in DTYPES:
+            x, weight, bias = tensors(partition, geometry, dtype=dtype)
+            place = LAYOUTS[layout]
+            check_convolution(partition, geometry, place(x), weight, bias, grad_layout=place)
+
+
+@each_layout
+@each_isa
+def test_every_width_and_number_of_channels(isa: str, layout: str) -> None:
+    with forced_isa(isa):
+        for size in range(1, 36):
+            partition = Partition.random(size, size, size, seed=size)
+            for stride in (1, 2):
+                geometry = around(3, stride, (size % 9 + 1, size))
+                x, weight, bias = tensors(partition, geometry, 1, torch.float32)
+                check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
+
+
+@each_layout
+@each_isa
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_pixel_reaches_its_window_and_no_further(isa: str, layout: str, value: float) -> None:
+    partition = Partition.random(18, 18, 18, seed=1)
+    geometry = around(3, size=(6, 19))
+    ops, table, window = torch.ops.groupconv, partition.table("cpu"), (1,) * 8
+    with forced_isa(isa):
+        for row, col in ((0, 0), (5, 18), (2, 15), (3, 16)):
+            x, weight, _ = tensors(partition, geometry, 1, torch.float32)
+            grad = torch.randn_like(x)
+            x[0, 7, row, col] = value
+            x, grad = LAYOUTS[layout](x), LAYOUTS[layout](grad)
+            y = ops.conv2d(x, weight, None, None, table, 18, *window, 0)
+            expected = reference.conv2d(x, weight, None, partition, *geometry.window)
+            assert torch.equal(y.isfinite(), expected.isfinite())
+            weight_grad = ops.conv2d_weight_grad(grad, x, table, 18, 3, 3, *window)
+            # For a tap that would reach beyond the image, a corner is in no product.
+            expected = reference.conv2d_weight_grad(grad, x, partition, (3, 3), *geometry.window)
+            assert torch.equal(weight_grad.isfinite(), expected.isfinite())
+
+
+@each_layout
+@each_isa
+def test_any_number_of_threads_gives_the_same_bits(isa: str, layout: str) -> None:
+    partition = Partition.random(160, 160, 160, seed=0)
+    geometry = around(3, size=(30, 31))
+    x, weight, _ = tensors(partition, geometry, 3, torch.float32)
+    x, grad = LAYOUTS[layout](x), LAYOUTS[layout](torch.randn_like(x))
+    table, window = partition.table("cpu"), (1,) * 8
+    last = layout == "channels_last"
+    ops = torch.ops.groupconv
+
+    def run() -> list[torch.Tensor]:
+        return [
+            ops.conv2d(x, weight, None, None, table, 160, *window, 0),
+            ops.conv2d_input_grad(grad, weight, table, 160, 30, 31, *window, last),
+            ops.conv2d_weight_grad(grad, x, table, 160, 3, 3, *window),
+        ]
+
+    threads = torch.get_num_threads()
+    try:
+        with forced_isa(isa):
+            torch.set_num_threads(1)
+            alone = run()
+            torch.set_num_threads(3)
+            assert all(torch.equal(a, b) for a, b in zip(alone, run(), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def random_case(seed: int) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    channels, times = rng.choice((1, 2, 3, 5, 16, 17, 33, 40)), rng.choice((1, 1, 1, 2, 3))
+    partition = rng.choice(
+        (
+            Partition.contiguous(channels, channels * times, channels),
+            Partition.random(channels, channels * times, channels, seed=seed),
+            ragged_multiplier(channels, channels * times, rng),
+            unread_channels(channels, rng),
+        )
+    )
+    kernel = rng.choice((1, 2, 3, 3, 4, 5, 6, 7, 9)), rng.choice((1, 2, 3, 3, 4, 5, 6, 7, 9))
+    stride = rng.choice((1, 1, 2, 3))
+    strides = (stride, stride if rng.random() < 0.7 else rng.choice((1, 2, 3)))
+    dilation = rng.choice((1, 1, 1, 2, 3)), rng.choice((1, 1, 1, 2, 3))
+    top, bottom, left, right = (rng.choice((0, 1, 2, 3, kernel[i // 2] // 2)) for i in range(4))
+    height, width = (
+        max(1, dilation[i] * (kernel[i] - 1) + 1 - pad)
+        + rng.choice((0, 1, 2, 7, rng.randrange(40)))
+        for i, pad in enumerate((top + bottom, left + right))
+    )
+    geometry = Geometry((height, width), kernel, strides, (top, bottom, left, right), dilation)
+    x, weight, bias = tensors(partition, geometry, rng.randint(1, 3), rng.choice(DTYPES))
+    size = reference.output_size(geometry.input_size, geometry.kernel_size, *geometry.window)
+    residual = x.new_empty(len(x), partition.out_channels, *size).normal_()
+    names = list(LAYOUTS) if rng.random() < 0.4 else LAYOUT_PAIR
+    layout, grad_layout, residual_layout = (LAYOUTS[rng.choice(names)] for _ in range(3))
+    with forced_isa(rng.choice(ISAS)):
+        check_convolution(
+            partition,
+            geometry,
+            layout(x),
+            weight,
+            rng.choice((None, bias)),
+            rng.choice((None, residual_layout(residual))),
+            rng.choice(ACTIVATIONS),
+            layout if rng.random() < 0.6 else grad_layout,
+        )
+
+
+def test_hundreds_of_random_cases() -> None:
+    first = int(os.environ.get("GROUPCONV_SEED", time.time_ns() % 2**31))
+    end = time.monotonic() + 8
+    for seed in range(first, first + 5000):
+        try:
+            random_case(seed)
+        except BaseException:
+            print(f"replay with GROUPCONV_SEED={seed}")
+            raise
+        if time.monotonic() > end:
+            break

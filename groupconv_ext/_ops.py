@@ -22,7 +22,18 @@ __all__ = [
     "conv2d_input_grad",
     "conv2d_weight_grad",
     "is_channels_last",
+    "kronecker_conv2d_grad",
+    "kronecker_grad",
+    "kronecker_labels",
+    "label_grad",
+    "labelled_conv2d",
+    "labelled_conv2d_input_grad",
+    "labelled_conv2d_weight_grad",
+    "mask_weight",
+    "pack",
+    "row_labels",
     "unavailable",
+    "unpack",
 ]
 
 LIBRARY = Path(__file__).with_name("_native.so")
@@ -113,6 +124,130 @@ def _fake_weight_grad(
     return x.new_empty(entries, kernel_h, kernel_w)
 
 
+# ---- on learned groups -------------------------------------------------------------------------
+
+
+def _compute_dtype(x: torch.Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+
+
+def _fake_pack(
+    dense: torch.Tensor, table: torch.Tensor, entries: int, narrow: bool
+) -> torch.Tensor:
+    _check_devices(dense, table)
+    dtype = torch.bfloat16 if narrow else dense.dtype
+    return dense.new_empty(entries, *dense.shape[2:], dtype=dtype)
+
+
+def _fake_unpack(
+    packed: torch.Tensor, table: torch.Tensor, out_channels: int, in_channels: int, widen: bool
+) -> torch.Tensor:
+    _check_devices(packed, table)
+    dtype = torch.float32 if widen else packed.dtype
+    return packed.new_empty(out_channels, in_channels, *packed.shape[1:], dtype=dtype)
+
+
+def _fake_row_labels(logits: torch.Tensor, owner: str) -> torch.Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.int32)
+
+
+def _fake_kronecker_labels(
+    gates: torch.Tensor, in_channels: int, out_channels: int, owner: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        gates.new_empty(in_channels, dtype=torch.int32),
+        gates.new_empty(out_channels, dtype=torch.int32),
+    )
+
+
+def _fake_labelled_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    in_labels: torch.Tensor,
+    out_labels: torch.Tensor,
+    groups: int,
+    *window: int,
+) -> torch.Tensor:
+    _check_devices(x, weight, bias, in_labels, out_labels)
+    size = Window(*window).output_size(x.shape[2], x.shape[3], weight.shape[2], weight.shape[3])
+    return _empty(x, (x.shape[0], weight.shape[0], *size), is_channels_last(x))
+
+
+def _fake_labelled_input_grad(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    in_labels: torch.Tensor,
+    out_labels: torch.Tensor,
+    groups: int,
+    height: int,
+    width: int,
+    *window_and_layout: int,
+) -> torch.Tensor:
+    _check_devices(grad, weight, in_labels, out_labels)
+    sizes = (grad.shape[0], weight.shape[1], height, width)
+    return _empty(grad, sizes, bool(window_and_layout[-1]))
+
+
+def _fake_labelled_weight_grad(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    in_labels: torch.Tensor,
+    out_labels: torch.Tensor,
+    groups: int,
+    kernel_h: int,
+    kernel_w: int,
+    *window: int,
+) -> torch.Tensor:
+    _check_devices(grad, x, in_labels, out_labels)
+    return x.new_empty(grad.shape[1], x.shape[1], kernel_h, kernel_w)
+
+
+def _fake_mask_weight(
+    weight: torch.Tensor, in_labels: torch.Tensor, out_labels: torch.Tensor
+) -> torch.Tensor:
+    _check_devices(weight, in_labels, out_labels)
+    return weight.new_empty(weight.shape)
+
+
+def _fake_label_grad(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    in_labels: torch.Tensor,
+    out_labels: torch.Tensor,
+    groups: int,
+    masked: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    _check_devices(grad, weight, in_labels, out_labels)
+    dtype = _compute_dtype(grad)
+    outs, ins = weight.shape[:2]
+    return (
+        grad.new_empty(weight.shape if masked else (0,)),
+        grad.new_empty(ins, groups, dtype=dtype),
+        grad.new_empty(outs, groups, dtype=dtype),
+    )
+
+
+def _fake_kronecker_grad(
+    grad: torch.Tensor, weight: torch.Tensor, gates: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check_devices(grad, weight, gates)
+    return weight.new_empty(weight.shape), weight.new_empty(
+        gates.shape, dtype=_compute_dtype(weight)
+    )
+
+
+def _fake_kronecker_conv2d_grad(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gates: torch.Tensor,
+    *window: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check_devices(grad, x)
+    return _fake_kronecker_grad(grad, weight, gates)
+
+
 Batched = tuple[torch.Tensor, int]
 
 
@@ -126,16 +261,20 @@ def _unfold(y: torch.Tensor, size: int) -> Batched:
     return y.reshape(size, y.shape[0] // size, *y.shape[1:]), 0
 
 
-def _one_by_one(op: Any, size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Batched:
+def _one_by_one(op: Any, size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
     """Every weight of a batch of weights is a convolution of its own."""
 
     def pick(arg: Any, dim: int | None, i: int) -> Any:
         return arg if dim is None else arg.select(dim, i)
 
-    calls = (
-        [pick(arg, dim, i) for arg, dim in zip(args, in_dims, strict=True)] for i in range(size)
-    )
-    return torch.stack([op(*call) for call in calls]), 0
+    results = [
+        op(*(pick(arg, dim, i) for arg, dim in zip(args, in_dims, strict=True)))
+        for i in range(size)
+    ]
+    if isinstance(results[0], tuple):
+        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+    return torch.stack(results), 0
 
 
 def _batch_conv2d(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
@@ -143,7 +282,8 @@ def _batch_conv2d(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
     x, weight, bias, residual, *rest = args
     x_dim, weight_dim, bias_dim, residual_dim, *_ = in_dims
     if weight_dim is not None or bias_dim is not None:
-        return _one_by_one(conv2d, size, in_dims, args)
+        batched: Batched = _one_by_one(conv2d, size, in_dims, args)
+        return batched
     if residual is not None:
         residual = _fold(residual, residual_dim, size)
     y = conv2d(_fold(x, x_dim, size), weight, bias, residual, *rest)
@@ -153,30 +293,64 @@ def _batch_conv2d(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
 def _batch_input_grad(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
     size = info.batch_size
     if in_dims[1] is not None:
-        return _one_by_one(conv2d_input_grad, size, in_dims, args)
+        batched: Batched = _one_by_one(conv2d_input_grad, size, in_dims, args)
+        return batched
     grad, *rest = args
     return _unfold(conv2d_input_grad(_fold(grad, in_dims[0], size), *rest), size)
 
 
 def _batch_weight_grad(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
-    return _one_by_one(conv2d_weight_grad, info.batch_size, in_dims, args)
+    batched: Batched = _one_by_one(conv2d_weight_grad, info.batch_size, in_dims, args)
+    return batched
 
 
-def _register(
-    name: str, fake: Callable[..., torch.Tensor], batch: Callable[..., Batched]
-) -> Callable[..., torch.Tensor]:
+def _register(name: str, fake: Callable[..., Any], batch: Callable[..., Batched]) -> Any:
     if unavailable is not None:
 
-        def refuse(*_: Any) -> torch.Tensor:
+        def refuse(*_: Any) -> Any:
             raise RuntimeError(f"groupconv::{name} cannot run: {unavailable}")
 
         return refuse
     torch.library.register_fake(f"groupconv::{name}", fake)
     torch.library.register_vmap(f"groupconv::{name}", batch)
-    overload: Callable[..., torch.Tensor] = getattr(torch.ops.groupconv, name).default
-    return overload
+    return getattr(torch.ops.groupconv, name).default
 
 
-conv2d = _register("conv2d", _fake_conv2d, _batch_conv2d)
-conv2d_input_grad = _register("conv2d_input_grad", _fake_input_grad, _batch_input_grad)
-conv2d_weight_grad = _register("conv2d_weight_grad", _fake_weight_grad, _batch_weight_grad)
+def _register_looping(name: str, fake: Callable[..., Any]) -> Any:
+    """An operation whose batching rule calls it for one after another."""
+
+    def batch(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _one_by_one(op, info.batch_size, in_dims, args)
+
+    op = _register(name, fake, batch)
+    return op
+
+
+Op = Callable[..., torch.Tensor]
+conv2d: Op = _register("conv2d", _fake_conv2d, _batch_conv2d)
+conv2d_input_grad: Op = _register("conv2d_input_grad", _fake_input_grad, _batch_input_grad)
+conv2d_weight_grad: Op = _register("conv2d_weight_grad", _fake_weight_grad, _batch_weight_grad)
+
+pack: Op = _register_looping("pack", _fake_pack)
+unpack: Op = _register_looping("unpack", _fake_unpack)
+row_labels: Op = _register_looping("row_labels", _fake_row_labels)
+labelled_conv2d: Op = _register_looping("labelled_conv2d", _fake_labelled_conv2d)
+labelled_conv2d_input_grad: Op = _register_looping(
+    "labelled_conv2d_input_grad", _fake_labelled_input_grad
+)
+labelled_conv2d_weight_grad: Op = _register_looping(
+    "labelled_conv2d_weight_grad", _fake_labelled_weight_grad
+)
+mask_weight: Op = _register_looping("mask_weight", _fake_mask_weight)
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+kronecker_labels: Callable[..., Pair] = _register_looping(
+    "kronecker_labels", _fake_kronecker_labels
+)
+kronecker_grad: Callable[..., Pair] = _register_looping("kronecker_grad", _fake_kronecker_grad)
+kronecker_conv2d_grad: Callable[..., Pair] = _register_looping(
+    "kronecker_conv2d_grad", _fake_kronecker_conv2d_grad
+)
+label_grad: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = _register_looping(
+    "label_grad", _fake_label_grad
+)

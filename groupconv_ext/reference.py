@@ -21,9 +21,17 @@ import torch
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from .partition import Partition
+from .partition import Partition, kronecker_radices
 
-__all__ = ["activations", "conv2d", "conv2d_input_grad", "conv2d_weight_grad", "output_size"]
+__all__ = [
+    "activations",
+    "conv2d",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "dgconv_weight",
+    "flgc_weight",
+    "output_size",
+]
 
 Pair: TypeAlias = tuple[int, int]
 Padding: TypeAlias = tuple[int, int, int, int]
@@ -185,3 +193,50 @@ def _order(lists: tuple[tuple[int, ...], ...], device: torch.device) -> torch.Te
 
 def _index(channels: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.tensor(channels, dtype=torch.int64, device=device)
+
+
+# ---- masked weights -----------------------------------------------------------------------------
+
+
+def flgc_weight(
+    weight: torch.Tensor,
+    input_logits: torch.Tensor,
+    output_logits: torch.Tensor,
+    gradient: str = "straight_through",
+    weight_gradient: str = "straight_through",
+) -> torch.Tensor:
+    """``W ⊙ (T Sᵀ)`` (FLGC eq. 14), with the gradients of eq. 16 to 18.
+
+    The value is that of the hard assignments, the derivative that of the softmax; with
+    ``gradient="winner"`` only of the entry that won. ``weight_gradient="straight_through"`` lets
+    the weight see the gradient of the product everywhere, ``"masked"`` where the mask is one.
+    """
+    mask = _assignments(output_logits, gradient) @ _assignments(input_logits, gradient).T
+    mask = mask.to(weight.dtype).reshape(*weight.shape[:2], *(1,) * (weight.dim() - 2))
+    if weight_gradient == "masked":
+        return weight * mask
+    return weight.detach() * mask + (weight - weight.detach())
+
+
+def _assignments(logits: torch.Tensor, gradient: str) -> torch.Tensor:
+    soft = logits.softmax(1)
+    hard = functional.one_hot(logits.argmax(1), logits.shape[1]).to(soft.dtype)
+    learned = soft - soft.detach()
+    return hard + (hard * learned if gradient == "winner" else learned)
+
+
+def dgconv_weight(weight: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    """``W ⊙ U`` (DGConv eq. 3 and 4): U a Kronecker product of ones and identities.
+
+    A gate is one where its parameter is not negative, and passes its gradient on unchanged.
+    """
+    outs, ins = weight.shape[:2]
+    radices = kronecker_radices(ins, outs)
+    bits = (gates >= 0).to(gates.dtype) + (gates - gates.detach())
+    mask = gates.new_ones(1, 1)
+    for gate, radix in zip(bits, radices, strict=True):
+        ones, identity = gates.new_ones(radix, radix), torch.eye(radix, device=gates.device)
+        mask = torch.kron(mask, gate * ones + (1 - gate) * identity.to(gates.dtype))
+    common = mask.shape[0]
+    mask = torch.kron(mask, gates.new_ones(outs // common, ins // common))
+    return weight * mask.to(weight.dtype).reshape(outs, ins, *(1,) * (weight.dim() - 2))

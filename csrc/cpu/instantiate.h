@@ -3,6 +3,8 @@
 
 #include "cpu/convolve.h"
 #include "cpu/dispatch.h"
+#include "cpu/masked.h"
+#include "cpu/masked_grad.h"
 #include "cpu/peak.h"
 #include "cpu/weight_grad.h"
 
@@ -10,7 +12,13 @@ namespace groupconv::cpu {
 namespace {
 
 template <class Stored>
-constexpr TypedKernels<Stored> typed_kernels{convolve<Stored>, weight_grad<Stored>};
+constexpr TypedKernels<Stored> typed_kernels{
+    convolve<Stored>,       weight_grad<Stored>,
+    pack<Stored, Stored>,   pack<compute_t<Stored>, Stored>,
+    unpack<Stored, Stored>, unpack<Stored, compute_t<Stored>>,
+    mask_weight<Stored>,    label_grad<Stored>,
+    kronecker_grad<Stored>,
+};
 
 constexpr KernelTable table_for(const char* isa) {
   return {isa, typed_kernels<float>, typed_kernels<double>, typed_kernels<BFloat16>, fma_peak};

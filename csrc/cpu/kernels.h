@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/epilogue.h"
+#include "core/labels.h"
 #include "core/numeric.h"
 #include "core/partition.h"
 #include "core/problem.h"
@@ -56,10 +57,69 @@ struct WeightGradProblem {
   Threads threads;
 };
 
+// Between a dense weight [N, C, area] and the packed one of a partition; each kernel knows its types.
+struct PackProblem {
+  void* dense = nullptr;
+  void* packed = nullptr;
+  const PartitionView* partition = nullptr;
+  int64_t area = 1;
+  Threads threads;
+};
+
+// masked = weight where the labels of output and input are equal, zero elsewhere.
+template <class Stored>
+struct MaskProblem {
+  const Stored* weight = nullptr;
+  Stored* masked = nullptr;
+  const int32_t* in_labels = nullptr;
+  const int32_t* out_labels = nullptr;
+  int64_t in_channels = 0, out_channels = 0, area = 1;
+  Threads threads;
+};
+
+// by_input has `slices` copies of [groups, C], zeroed, which the caller adds up in order; by_output is
+// [N, groups], zeroed. weight_grad: null, or where grad is stored once more, masked.
+template <class Stored>
+struct LabelGradProblem {
+  const Stored* grad = nullptr;
+  const Stored* weight = nullptr;
+  const PartitionView* partition = nullptr;  // of the labels, with at most `groups` groups
+  const int32_t* in_labels = nullptr;
+  const int32_t* out_labels = nullptr;
+  int64_t groups = 0, area = 1, slices = 1;
+  Stored* weight_grad = nullptr;
+  compute_t<Stored>* by_input = nullptr;
+  compute_t<Stored>* by_output = nullptr;
+  Threads threads;
+};
+
+// neighbours is Kronecker::neighbour_table; grad lies packed in it, or dense like weight. weight_grad is grad
+// where the mask is one. gate_grads has gate_count sums, zeroed, for every position of an output among the
+// out_channels / gcd · groups of them; the caller adds them up in order.
+template <class Stored>
+struct KroneckerGradProblem {
+  const Stored* grad = nullptr;
+  bool grad_is_packed = false;
+  const Stored* weight = nullptr;
+  Stored* weight_grad = nullptr;
+  const PartitionView* neighbours = nullptr;
+  const Kronecker::Gate* gates = nullptr;
+  int64_t gate_count = 0, out_remainder = 1, area = 1;
+  compute_t<Stored>* gate_grads = nullptr;
+  Threads threads;
+};
+
 template <class Stored>
 struct TypedKernels {
   void (*convolve)(const ConvolveProblem<Stored>&);
   void (*weight_grad)(const WeightGradProblem<Stored>&);
+  void (*pack)(const PackProblem&);         // as stored
+  void (*cast_pack)(const PackProblem&);    // a dense weight in the type that is computed in
+  void (*unpack)(const PackProblem&);       // as stored
+  void (*cast_unpack)(const PackProblem&);  // to a dense weight in the type that is computed in
+  void (*mask_weight)(const MaskProblem<Stored>&);
+  void (*label_grad)(const LabelGradProblem<Stored>&);
+  void (*kronecker_grad)(const KroneckerGradProblem<Stored>&);
 };
 
 struct KernelTable {

@@ -8,7 +8,7 @@
 #include "core/partition.h"
 #include "core/sweep.h"
 #include "cpu/dispatch.h"
-#include "torch/arguments.h"
+#include "torch/cpu_ops.h"
 #include "torch/threads.h"
 
 namespace groupconv::ops {
@@ -17,42 +17,15 @@ namespace {
 // Below this many multiply-adds waking a thread costs more than it saves.
 constexpr int64_t worth_a_thread = 1 << 17;
 
-PartitionView read_partition(const Tensor& table, int64_t in_channels, int64_t out_channels) {
-  STD_TORCH_CHECK(
-      table.is_cpu() && table.dim() == 1 && table.scalar_type() == ScalarType::Int && table.is_contiguous(),
-      "the partition table of a CPU op must be a contiguous 1-d int32 tensor on the CPU, got sizes ",
-      sizes_text(table));
-  check_memory("the partition table", table);
-  PartitionView view;
-  const std::string wrong =
-      parse_partition(table.const_data_ptr<int32_t>(), table.numel(), in_channels, out_channels, view);
-  STD_TORCH_CHECK(wrong.empty(), wrong);
-  return view;
-}
-
 void check_weight(const Tensor& weight, const PartitionView& partition) {
   STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == partition.entries(),
                   "the packed weight must have sizes [", partition.entries(), ", kh, kw], got ",
                   sizes_text(weight));
 }
 
-// float and double compute in themselves, bfloat16 in float.
-template <class Body>
-auto for_dtype(const Tensor& tensor, const Body& body) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return body(float{});
-    case ScalarType::Double: return body(double{});
-    case ScalarType::BFloat16: return body(BFloat16{});
-    default: STD_TORCH_CHECK(false, "the CPU kernels take float32, float64 and bfloat16");
-  }
-}
-
 void check_dtype(const Tensor& tensor) {
   for_dtype(tensor, [](auto) {});
 }
-
-template <class Stored>
-constexpr ScalarType compute_dtype = std::is_same_v<Stored, double> ? ScalarType::Double : ScalarType::Float;
 
 // In the type that is computed in, contiguous; the tensor itself where it already is.
 template <class Stored>
@@ -121,6 +94,8 @@ int64_t positions(const std::vector<Axis>& axes) {
   for (const Axis& axis : axes) sum += axis.count;
   return sum;
 }
+
+}  // namespace
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
@@ -326,6 +301,8 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
       return torch::stable::to(total, ScalarType::BFloat16);
   });
 }
+
+namespace {
 
 double fma_peak(double seconds) { return cpu::kernels().fma_peak(seconds); }
 

@@ -17,6 +17,38 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
       "conv2d_weight_grad(Tensor grad, Tensor input, Tensor table, int entries, int kernel_h, int kernel_w, "
       "int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, "
       "int dilation_h, int dilation_w) -> Tensor");
+  // Between dense [N, C, *kernel] and packed [entries, *kernel]; narrow: float32 to bfloat16, widen: back
+  m.def("pack(Tensor dense, Tensor table, int entries, bool narrow) -> Tensor");
+  m.def("unpack(Tensor packed, Tensor table, int out_channels, int in_channels, bool widen) -> Tensor");
+  // A group for every channel, int32. `owner` is who to blame where a number is not finite.
+  m.def("row_labels(Tensor logits, str owner) -> Tensor");
+  m.def("kronecker_labels(Tensor gates, int in_channels, int out_channels, str owner) -> (Tensor, Tensor)");
+  // conv(input) + bias in the groups of labels, with a dense weight of which the selected blocks are read
+  m.def(
+      "labelled_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor in_labels, Tensor out_labels, "
+      "int groups, int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, "
+      "int dilation_h, int dilation_w) -> Tensor");
+  m.def(
+      "labelled_conv2d_input_grad(Tensor grad, Tensor weight, Tensor in_labels, Tensor out_labels, "
+      "int groups, int height, int width, int stride_h, int stride_w, int pad_top, int pad_bottom, "
+      "int pad_left, int pad_right, int dilation_h, int dilation_w, bool channels_last) -> Tensor");
+  m.def(
+      "labelled_conv2d_weight_grad(Tensor grad, Tensor input, Tensor in_labels, Tensor out_labels, "
+      "int groups, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_top, int pad_bottom, "
+      "int pad_left, int pad_right, int dilation_h, int dilation_w) -> Tensor");
+  // weight where labels agree, zero elsewhere
+  m.def("mask_weight(Tensor weight, Tensor in_labels, Tensor out_labels) -> Tensor");
+  // From the dense gradient of the masked weight: the weight's (masked, or empty), by input, by output
+  m.def(
+      "label_grad(Tensor grad, Tensor weight, Tensor in_labels, Tensor out_labels, int groups, bool masked) "
+      "-> (Tensor, Tensor, Tensor)");
+  // The weight's gradient and the gates', from the dense gradient of the masked weight, or straight from the
+  // convolution's operands, computing the blocks that are needed
+  m.def("kronecker_grad(Tensor grad, Tensor weight, Tensor gates) -> (Tensor, Tensor)");
+  m.def(
+      "kronecker_conv2d_grad(Tensor grad, Tensor input, Tensor weight, Tensor gates, int stride_h, "
+      "int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, "
+      "int dilation_w) -> (Tensor, Tensor)");
   // GFLOP/s of independent float32 multiply-adds on one thread
   m.def("fma_peak(float seconds) -> float");
 }

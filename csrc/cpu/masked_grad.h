@@ -1,0 +1,244 @@
+// What the structure of a masked weight learns from D = ∂L/∂(W ⊙ M), in one pass over D and W:
+//
+//   label_grad      ∂M[n][c] = Σ_k D·W, never stored: summed over the filters of a group for S, over the
+//                   inputs of a group for T, while eight rows of it lie in L1        (FLGC eq. 17, 18)
+//   kronecker_grad  ∂g_k: the sum of D·W over the pairs of channels that differ in digit k and agree at
+//                   every zero gate but k                                            (DGConv eq. 4)
+//
+// S: a vector of the row is added to the G × C sums of the row's group. T: each group's list of inputs picks
+// from eight rows at once, so an index is loaded once for eight elements and the sums are independent.
+#pragma once
+
+#include "cpu/masked.h"
+
+namespace groupconv::cpu {
+namespace {
+
+// products[c] = Σ_k a[c][k] · b[c][k]. Eight windows are added up at once.
+template <class T>
+void window_products(const T* a, const T* b, int64_t windows, int64_t area, T* __restrict products) {
+  using V = Vec<T>;
+  if (area == 1) {
+    for (int64_t i = 0; i < windows; ++i) products[i] = a[i] * b[i];
+    return;
+  }
+  const int64_t whole = area / V::lanes * V::lanes;
+  const auto tail = V::first(area - whole);
+  const auto dot = [&](int64_t window) GROUPCONV_INLINE_LAMBDA {
+    const T *x = a + window * area, *y = b + window * area;
+    V sum = zero<T>();
+    for (int64_t k = 0; k < whole; k += V::lanes) sum = multiply_add(V::load(x + k), V::load(y + k), sum);
+    if (whole < area) sum = multiply_add(V::load(x + whole, tail), V::load(y + whole, tail), sum);
+    return sum;
+  };
+  int64_t c = 0;
+  for (; c + 8 <= windows; c += 8) {
+    V sums[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) sums[i] = dot(c + i);
+    sum_each<8>(sums, products + c);
+  }
+  for (; c < windows; ++c) products[c] = dot(c).sum();
+}
+
+template <class T>
+GROUPCONV_INLINE T sum_of(const T* values, int64_t count) {
+  using V = Vec<T>;
+  V sum = zero<T>();
+  int64_t i = 0;
+  for (; i + V::lanes <= count; i += V::lanes) sum = sum + V::load(values + i);
+  if (i < count) sum = sum + V::load(values + i, V::first(count - i));
+  return sum.sum();
+}
+
+template <class T>
+GROUPCONV_INLINE void add_row(const T* row, int64_t count, T* __restrict sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += row[i];
+}
+
+// The row itself where it is stored as it is computed in, else widened into scratch.
+template <class T>
+GROUPCONV_INLINE const T* widened(const T* row, int64_t, T*) {
+  return row;
+}
+GROUPCONV_INLINE const float* widened(const BFloat16* row, int64_t length, float* scratch) {
+  for (int64_t i = 0; i < length; ++i) scratch[i] = widen(row[i]);
+  return scratch;
+}
+
+template <class Stored>
+class LabelGrad {
+  using T = compute_t<Stored>;
+  static constexpr int rows_at_once = 8;
+
+ public:
+  explicit LabelGrad(const LabelGradProblem<Stored>& problem)
+      : p_(problem), channels_(p_.partition->in_channels), row_length_(channels_ * p_.area) {}
+
+  void run() const {
+    for_each_item(p_.threads, p_.slices, [&](int64_t slice) {
+      const int64_t blocks = divide_up(p_.partition->out_channels, rows_at_once);
+      run_rows(slice, blocks * slice / p_.slices * rows_at_once,
+               smaller(blocks * (slice + 1) / p_.slices * rows_at_once, p_.partition->out_channels));
+    });
+  }
+
+ private:
+  void run_rows(int64_t slice, int64_t row, int64_t end) const {
+    Workspace space;
+    space.plan<T>(rows_at_once * channels_);
+    space.plan<T>(row_length_);
+    space.plan<T>(row_length_);
+    space.plan<int32_t>(row_length_);
+    space.open();
+    T* products = space.take<T>(rows_at_once * channels_);
+    T* wide_grad = space.take<T>(row_length_);
+    T* wide_weight = space.take<T>(row_length_);
+    const int32_t* labels = p_.in_labels;
+    if (p_.weight_grad && p_.area > 1) {
+      int32_t* repeated = space.take<int32_t>(row_length_);
+      repeat_labels(p_.in_labels, channels_, p_.area, repeated);
+      labels = repeated;
+    }
+    T* by_input = p_.by_input + slice * p_.groups * channels_;
+    for (; row < end; row += rows_at_once) {
+      const int64_t rows = smaller<int64_t>(rows_at_once, end - row);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t at = (row + r) * row_length_;
+        const int32_t label = p_.out_labels[row + r];
+        T* product = products + r * channels_;
+        window_products(widened(p_.grad + at, row_length_, wide_grad),
+                        widened(p_.weight + at, row_length_, wide_weight), channels_, p_.area, product);
+        add_row(product, channels_, by_input + label * channels_);
+        if (p_.weight_grad) mask_row(p_.grad + at, labels, label, row_length_, p_.weight_grad + at);
+      }
+      if (rows == rows_at_once) {
+        add_up_groups<rows_at_once>(products, row);
+      } else {
+        for (int64_t r = 0; r < rows; ++r) add_up_groups<1>(products + r * channels_, row + r);
+      }
+    }
+    release_scratch();
+  }
+
+  // by_output[n][g] = Σ_{c: s(c) = g} products[n][c]
+  template <int Rows>
+  void add_up_groups(const T* products, int64_t row) const {
+    const ChannelLists& inputs = p_.partition->inputs;
+    for (int64_t g = 0; g < p_.partition->groups; ++g) {
+      const int32_t* channels = inputs.of(g);
+      const int64_t count = inputs.count(g);
+      T sums[Rows] = {};
+      for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) sums[r] += products[r * channels_ + channels[i]];
+      }
+      for (int r = 0; r < Rows; ++r) p_.by_output[(row + r) * p_.groups + g] = sums[r];
+    }
+  }
+
+  const LabelGradProblem<Stored>& p_;
+  int64_t channels_, row_length_;
+};
+
+template <class Stored>
+void label_grad(const LabelGradProblem<Stored>& problem) {
+  LabelGrad<Stored>(problem).run();
+}
+
+// Row r of a group stands for the digits r / out_remainder at the open gates, and column c of the group's own
+// inputs for c / in_remainder. Rows with the same digits are added up first; a chain of folds, each shorter
+// by its radix, then gives the sums of every gate.
+template <class Stored>
+class KroneckerGrad {
+  using T = compute_t<Stored>;
+
+ public:
+  explicit KroneckerGrad(const KroneckerGradProblem<Stored>& problem)
+      : p_(problem),
+        near_(*p_.neighbours),
+        reads_(near_.inputs.count(0)),
+        rows_(near_.outputs.count(0)),
+        own_(near_.in_channels / near_.groups),
+        row_length_(near_.in_channels * p_.area) {}
+
+  void run() const {
+    const int64_t positions = rows_ / p_.out_remainder;
+    for_each_item(p_.threads, positions, [&](int64_t position) {
+      for_area(p_.area, [&](auto area) GROUPCONV_INLINE_LAMBDA { run_position(position, area); });
+      release_scratch();
+    });
+  }
+
+ private:
+  template <class Area>
+  void run_position(int64_t position, Area area) const {
+    Workspace space;
+    space.plan<T>(reads_ * area);
+    space.plan<T>(reads_ * area);
+    space.plan<T>(reads_);
+    space.plan<T>(own_);
+    space.open();
+    T* weights = space.take<T>(reads_ * area);
+    T* wide = space.take<T>(reads_ * area);
+    T* products = space.take<T>(reads_);
+    T* own = space.take<T>(own_);
+    for (int64_t i = 0; i < own_; ++i) own[i] = T(0);
+    T* gate_grads = p_.gate_grads + position * p_.gate_count;
+
+    for (int64_t g = 0; g < near_.groups; ++g) {
+      const int32_t* from = near_.inputs.of(g);
+      for (int64_t r = position * p_.out_remainder; r < (position + 1) * p_.out_remainder; ++r) {
+        const int64_t at = near_.outputs.of(g)[r] * row_length_;
+        const Stored* row = p_.weight + at;
+        gather_rows<1>(&row, from, reads_, area, weights, 0);
+        const T* grads = wide;
+        if (p_.grad_is_packed) {
+          const Stored* packed = p_.grad + (near_.weight_offsets[g] + r * reads_) * area;
+          grads = widened(packed, reads_ * area, wide);
+        } else {
+          const Stored* dense = p_.grad + at;
+          gather_rows<1>(&dense, from, reads_, area, wide, 0);
+        }
+        window_products(grads, weights, reads_, area, products);
+        scatter_row(grads, from, own_, area, p_.weight_grad + at, row_length_);
+        add_row(products, own_, own);
+        const T* flipped = products + own_;
+        for (int64_t k = 0; k < p_.gate_count; ++k) {
+          if (p_.gates[k].open) continue;
+          const int64_t count = (p_.gates[k].radix - 1) * own_;
+          gate_grads[k] += sum_of(flipped, count);
+          flipped += count;
+        }
+      }
+    }
+    fold(own, position, gate_grads);
+  }
+
+  void fold(T* sums, int64_t position, T* gate_grads) const {
+    int64_t length = own_, stride = rows_ / p_.out_remainder;
+    for (int64_t k = 0; k < p_.gate_count; ++k) {
+      if (!p_.gates[k].open) continue;
+      const int64_t radix = p_.gates[k].radix;
+      length /= radix;
+      stride /= radix;
+      const int64_t digit = position / stride % radix;
+      for (int64_t other = 0; other < radix; ++other) {
+        if (other != digit) gate_grads[k] += sum_of(sums + other * length, length);
+      }
+      for (int64_t other = 1; other < radix; ++other) add_row(sums + other * length, length, sums);
+    }
+  }
+
+  const KroneckerGradProblem<Stored>& p_;
+  const PartitionView& near_;
+  int64_t reads_, rows_, own_, row_length_;
+};
+
+template <class Stored>
+void kronecker_grad(const KroneckerGradProblem<Stored>& problem) {
+  KroneckerGrad<Stored>(problem).run();
+}
+
+}  // namespace
+}  // namespace groupconv::cpu

@@ -1,0 +1,54 @@
+// What the CPU implementations of the ops share: reading a table, choosing the type, and the convolution
+// itself, which ops on learned groups call with tables of their own.
+#pragma once
+
+#include "core/partition.h"
+#include "cpu/dispatch.h"
+#include "torch/arguments.h"
+#include "torch/threads.h"
+
+namespace groupconv::ops {
+
+inline PartitionView read_partition(const Tensor& table, int64_t in_channels, int64_t out_channels) {
+  STD_TORCH_CHECK(
+      table.is_cpu() && table.dim() == 1 && table.scalar_type() == ScalarType::Int && table.is_contiguous(),
+      "the partition table of a CPU op must be a contiguous 1-d int32 tensor on the CPU, got sizes ",
+      sizes_text(table));
+  check_memory("the partition table", table);
+  PartitionView view;
+  const std::string wrong =
+      parse_partition(table.const_data_ptr<int32_t>(), table.numel(), in_channels, out_channels, view);
+  STD_TORCH_CHECK(wrong.empty(), wrong);
+  return view;
+}
+
+// float and double compute in themselves, bfloat16 in float.
+template <class Body>
+auto for_dtype(const Tensor& tensor, const Body& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return body(float{});
+    case ScalarType::Double: return body(double{});
+    case ScalarType::BFloat16: return body(BFloat16{});
+    default: STD_TORCH_CHECK(false, "the CPU kernels take float32, float64 and bfloat16");
+  }
+}
+
+template <class Stored>
+constexpr ScalarType compute_dtype = std::is_same_v<Stored, double> ? ScalarType::Double : ScalarType::Float;
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+              const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
+              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
+              int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation);
+
+Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
+                         int64_t height, int64_t width, int64_t stride_h, int64_t stride_w, int64_t pad_top,
+                         int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
+                         int64_t dilation_w, bool channels_last);
+
+Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& table, int64_t entries,
+                          int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                          int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                          int64_t dilation_h, int64_t dilation_w);
+
+}  // namespace groupconv::ops

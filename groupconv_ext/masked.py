@@ -1,0 +1,353 @@
+"""Dense weights under a mask that is learned: products, packing, and exact sparse training.
+
+FLGC (eq. 14) and DGConv (eq. 3, 4) multiply a dense weight by a 0/1 mask; both masks connect two
+channels exactly when their labels agree::
+
+    FLGC     M = T Sᵀ          label: the largest logit of the channel's row
+    DGConv   U = U₁ ⊗ … ⊗ U_K  label: the channel's digits at the zero gates
+
+so the convolution is a partitioned one. What the selected blocks decide, the output and the
+gradient of the input, is computed from them alone. With D = ∂L/∂(W ⊙ M) the structure learns from
+
+    ∂L/∂S[c, g] = Σ_{n: t(n) = g} Σ_k (D·W)[n, c, k]      ∂L/∂T[n, g] = Σ_{c: s(c) = g} Σ_k (D·W)[n, c, k]
+    ∂L/∂g_k     = Σ (D·W) over pairs that differ in digit k and agree at the other zero gates
+
+so FLGC needs all of D, DGConv (1 + Σ (p_k − 1)) / Π p_k of it over the zero gates. Neither ever
+builds its mask. A derivative of these gradients is not defined: they are not those of the value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from . import _ops
+from ._ops import is_channels_last
+from .autograd import Grad
+from .partition import Partition
+from .window import Window
+
+__all__ = ["dgconv_convolve", "flgc_convolve", "labelled_weight", "mask_kronecker", "pack"]
+
+
+def pack(
+    dense: torch.Tensor, partition: Partition, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """:meth:`Partition.pack` in one native pass; ``dtype`` may be bfloat16 for a float32 weight."""
+    narrow = dtype is not None and dtype != dense.dtype
+    packed: torch.Tensor = _Pack.apply(dense, partition, narrow)  # type: ignore[no-untyped-call]
+    return packed
+
+
+class _Pack(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(dense: torch.Tensor, partition: Partition, narrow: bool) -> torch.Tensor:
+        return _ops.pack(dense, partition.cpu_table, partition.entries, narrow)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        _, ctx.partition, ctx.narrow = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
+        unpacked: torch.Tensor = _Unpack.apply(grad, ctx.partition, ctx.narrow)  # type: ignore[no-untyped-call]
+        return unpacked, None, None
+
+
+class _Unpack(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(packed: torch.Tensor, partition: Partition, widen: bool) -> torch.Tensor:
+        channels = partition.out_channels, partition.in_channels
+        return _ops.unpack(packed, partition.cpu_table, *channels, widen)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        _, ctx.partition, ctx.widen = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
+        packed: torch.Tensor = _Pack.apply(grad, ctx.partition, ctx.widen)  # type: ignore[no-untyped-call]
+        return packed, None, None
+
+
+# ---- FLGC ---------------------------------------------------------------------------------------
+
+
+def _logit_grad(logits: torch.Tensor, hard_grad: torch.Tensor, winner: torch.Tensor | None) -> Grad:
+    """From the hard assignments through the softmax Jacobian of every entry of the row."""
+    if winner is not None:
+        labels = winner.to(torch.int64).unsqueeze(1)
+        hard_grad = torch.zeros_like(hard_grad).scatter(1, labels, hard_grad.gather(1, labels))
+    soft = logits.to(hard_grad.dtype).softmax(1)
+    inner = (hard_grad * soft).sum(1, keepdim=True)
+    return (soft * (hard_grad - inner)).to(logits.dtype)
+
+
+def labelled_weight(
+    weight: torch.Tensor,
+    input_logits: torch.Tensor,
+    output_logits: torch.Tensor,
+    in_labels: torch.Tensor,
+    out_labels: torch.Tensor,
+    winner: bool,
+    masked: bool,
+) -> torch.Tensor:
+    """``W ⊙ (T Sᵀ)`` from labels, dense."""
+    product: torch.Tensor = _LabelledWeight.apply(  # type: ignore[no-untyped-call]
+        weight, input_logits, output_logits, in_labels, out_labels, winner, masked
+    )
+    return product
+
+
+class _LabelledWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        weight: torch.Tensor,
+        input_logits: torch.Tensor,
+        output_logits: torch.Tensor,
+        in_labels: torch.Tensor,
+        out_labels: torch.Tensor,
+        winner: bool,
+        masked: bool,
+    ) -> torch.Tensor:
+        return _ops.mask_weight(weight, in_labels, out_labels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        *tensors, ctx.winner, ctx.masked = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
+        grads = _flgc_grads(grad, *ctx.saved_tensors, ctx.winner, ctx.masked)
+        return *grads, *(None,) * 4
+
+
+def _flgc_grads(
+    product_grad: torch.Tensor,
+    weight: torch.Tensor,
+    input_logits: torch.Tensor,
+    output_logits: torch.Tensor,
+    in_labels: torch.Tensor,
+    out_labels: torch.Tensor,
+    winner: bool,
+    masked: bool,
+) -> tuple[Grad, Grad, Grad]:
+    """∂W, ∂S̄, ∂T̄ from D, in one pass over D and W (eq. 16 to 18)."""
+    weight_grad, by_input, by_output = _ops.label_grad(
+        product_grad, weight, in_labels, out_labels, input_logits.shape[1], masked
+    )
+    return (
+        weight_grad if masked else product_grad,
+        _logit_grad(input_logits, by_input, in_labels if winner else None),
+        _logit_grad(output_logits, by_output, out_labels if winner else None),
+    )
+
+
+def flgc_convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    input_logits: torch.Tensor,
+    output_logits: torch.Tensor,
+    in_labels: torch.Tensor,
+    out_labels: torch.Tensor,
+    window: Window,
+    winner: bool,
+    masked: bool,
+    learn: bool,
+) -> torch.Tensor:
+    """Convolve in the groups of the labels; ``weight`` is dense, and may be wider than ``x``.
+
+    Without ``learn`` the logits get no gradient and the weight one for its selected blocks only.
+    """
+    y: torch.Tensor = _FlgcConvolution.apply(  # type: ignore[no-untyped-call]
+        x,
+        weight,
+        bias,
+        input_logits,
+        output_logits,
+        in_labels,
+        out_labels,
+        window,
+        winner,
+        masked,
+        learn,
+    )
+    return y
+
+
+class _FlgcConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        input_logits: torch.Tensor,
+        output_logits: torch.Tensor,
+        in_labels: torch.Tensor,
+        out_labels: torch.Tensor,
+        window: Window,
+        winner: bool,
+        masked: bool,
+        learn: bool,
+    ) -> torch.Tensor:
+        groups = input_logits.shape[1]
+        return _ops.labelled_conv2d(x, weight, bias, in_labels, out_labels, groups, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, weight, _, *structure, ctx.window, ctx.winner, ctx.masked, ctx.learn = inputs
+        ctx.save_for_backward(x, weight, *structure)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
+        x, weight, input_logits, output_logits, in_labels, out_labels = ctx.saved_tensors
+        labels = in_labels, out_labels, input_logits.shape[1]
+        need_x, need_weight, need_bias, need_input, need_output, *_ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = grad_input = grad_output = None
+        if need_x:
+            grad_x = _labelled_input_grad(grad, x, weight, labels, ctx.window)
+        need_structure = ctx.learn and (need_input or need_output)
+        if need_structure or (need_weight and ctx.learn and not ctx.masked):
+            product_grad = dense_weight_grad(grad, x, weight, ctx.window)
+            grad_weight = product_grad
+            if need_structure:
+                grad_weight, grad_input, grad_output = _flgc_grads(
+                    product_grad,
+                    weight,
+                    input_logits,
+                    output_logits,
+                    in_labels,
+                    out_labels,
+                    ctx.winner,
+                    ctx.masked,
+                )
+        elif need_weight:
+            kernel = weight.shape[2], weight.shape[3]
+            grad_weight = _ops.labelled_conv2d_weight_grad(grad, x, *labels, *kernel, *ctx.window)
+            grad_weight = grad_weight.to(weight.dtype)
+        if need_bias:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, grad_input, grad_output, *(None,) * 6
+
+
+def _labelled_input_grad(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    labels: tuple[torch.Tensor, torch.Tensor, int],
+    window: Window,
+) -> torch.Tensor:
+    size = x.shape[2], x.shape[3]
+    return _ops.labelled_conv2d_input_grad(
+        grad, weight, *labels, *size, *window, is_channels_last(x)
+    )
+
+
+def dense_weight_grad(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, window: Window
+) -> torch.Tensor:
+    """D = ∂L/∂(W ⊙ M), all of it, in the weight's dtype."""
+    outs, ins, *kernel = weight.shape
+    whole = Partition.contiguous(ins, outs, 1)
+    packed = _ops.conv2d_weight_grad(grad, x, whole.cpu_table, whole.entries, *kernel, *window)
+    return packed.view(weight.shape).to(weight.dtype)
+
+
+# ---- DGConv -------------------------------------------------------------------------------------
+
+
+def mask_kronecker(
+    weight: torch.Tensor, gates: torch.Tensor, in_labels: torch.Tensor, out_labels: torch.Tensor
+) -> torch.Tensor:
+    """``W ⊙ U`` from the labels of the gates, dense."""
+    product: torch.Tensor = _KroneckerWeight.apply(weight, gates, in_labels, out_labels)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _KroneckerWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        weight: torch.Tensor, gates: torch.Tensor, in_labels: torch.Tensor, out_labels: torch.Tensor
+    ) -> torch.Tensor:
+        return _ops.mask_weight(weight, in_labels, out_labels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        weight, gates, *_ = inputs
+        ctx.save_for_backward(weight, gates)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
+        weight, gates = ctx.saved_tensors
+        weight_grad, gate_grad = _ops.kronecker_grad(grad, weight, gates)
+        return weight_grad, gate_grad.to(gates.dtype), None, None
+
+
+def dgconv_convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    gates: torch.Tensor,
+    in_labels: torch.Tensor,
+    out_labels: torch.Tensor,
+    groups: int,
+    window: Window,
+) -> torch.Tensor:
+    """Convolve in the groups of the gates; ``weight`` is dense, and may be wider than ``x``."""
+    y: torch.Tensor = _DgconvConvolution.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, gates, in_labels, out_labels, groups, window
+    )
+    return y
+
+
+class _DgconvConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        gates: torch.Tensor,
+        in_labels: torch.Tensor,
+        out_labels: torch.Tensor,
+        groups: int,
+        window: Window,
+    ) -> torch.Tensor:
+        return _ops.labelled_conv2d(x, weight, bias, in_labels, out_labels, groups, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, weight, _, gates, in_labels, out_labels, ctx.groups, ctx.window = inputs
+        ctx.save_for_backward(x, weight, gates, in_labels, out_labels)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
+        x, weight, gates, in_labels, out_labels = ctx.saved_tensors
+        labels = in_labels, out_labels, ctx.groups
+        need_x, need_weight, need_bias, need_gates, *_ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = grad_gates = None
+        if need_x:
+            grad_x = _labelled_input_grad(grad, x, weight, labels, ctx.window)
+        if need_gates:
+            grad_weight, grad_gates = _ops.kronecker_conv2d_grad(
+                grad, x, weight, gates, *ctx.window
+            )
+            grad_gates = grad_gates.to(gates.dtype)
+        elif need_weight:
+            kernel = weight.shape[2], weight.shape[3]
+            grad_weight = _ops.labelled_conv2d_weight_grad(grad, x, *labels, *kernel, *ctx.window)
+            grad_weight = grad_weight.to(weight.dtype)
+        if need_bias:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, grad_gates, *(None,) * 4

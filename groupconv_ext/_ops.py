@@ -21,6 +21,7 @@ __all__ = [
     "conv2d",
     "conv2d_input_grad",
     "conv2d_weight_grad",
+    "dense_conv2d_weight_grad",
     "is_channels_last",
     "kronecker_conv2d_grad",
     "kronecker_grad",
@@ -203,6 +204,13 @@ def _fake_labelled_weight_grad(
     return x.new_empty(grad.shape[1], x.shape[1], kernel_h, kernel_w)
 
 
+def _fake_dense_weight_grad(
+    grad: torch.Tensor, x: torch.Tensor, kernel_h: int, kernel_w: int, *window: int
+) -> torch.Tensor:
+    _check_devices(grad, x)
+    return x.new_empty(grad.shape[1], x.shape[1], kernel_h, kernel_w)
+
+
 def _fake_mask_weight(
     weight: torch.Tensor, in_labels: torch.Tensor, out_labels: torch.Tensor
 ) -> torch.Tensor:
@@ -340,6 +348,9 @@ labelled_conv2d_input_grad: Op = _register_looping(
 )
 labelled_conv2d_weight_grad: Op = _register_looping(
     "labelled_conv2d_weight_grad", _fake_labelled_weight_grad
+)
+dense_conv2d_weight_grad: Op = _register_looping(
+    "dense_conv2d_weight_grad", _fake_dense_weight_grad
 )
 mask_weight: Op = _register_looping("mask_weight", _fake_mask_weight)
 

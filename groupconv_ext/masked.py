@@ -9,8 +9,9 @@ channels exactly when their labels agree::
 so the convolution is a partitioned one. What the selected blocks decide, the output and the
 gradient of the input, is computed from them alone. With D = ∂L/∂(W ⊙ M) the structure learns from
 
-    ∂L/∂S[c, g] = Σ_{n: t(n) = g} Σ_k (D·W)[n, c, k]      ∂L/∂T[n, g] = Σ_{c: s(c) = g} Σ_k (D·W)[n, c, k]
-    ∂L/∂g_k     = Σ (D·W) over pairs that differ in digit k and agree at the other zero gates
+    ∂L/∂S[c, g] = Σ (D·W)[n, c] over the filters n of group g
+    ∂L/∂T[n, g] = Σ (D·W)[n, c] over the inputs c of group g
+    ∂L/∂g_k     = Σ (D·W)[n, c] over pairs that differ in digit k and agree at the other zero gates
 
 so FLGC needs all of D, DGConv (1 + Σ (p_k − 1)) / Π p_k of it over the zero gates. Neither ever
 builds its mask. A derivative of these gradients is not defined: they are not those of the value.
@@ -124,9 +125,19 @@ class _LabelledWeight(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
-        grads = _flgc_grads(grad, *ctx.saved_tensors, ctx.winner, ctx.masked)
+        weight, input_logits, output_logits, in_labels, out_labels = ctx.saved_tensors
+        grads = _flgc_grads(
+            grad,
+            weight,
+            input_logits,
+            output_logits,
+            in_labels,
+            out_labels,
+            ctx.winner,
+            ctx.masked,
+        )
         return *grads, *(None,) * 4
 
 
@@ -208,7 +219,7 @@ class _FlgcConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight, *structure)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
         x, weight, input_logits, output_logits, in_labels, out_labels = ctx.saved_tensors
         labels = in_labels, out_labels, input_logits.shape[1]
@@ -218,7 +229,9 @@ class _FlgcConvolution(torch.autograd.Function):
             grad_x = _labelled_input_grad(grad, x, weight, labels, ctx.window)
         need_structure = ctx.learn and (need_input or need_output)
         if need_structure or (need_weight and ctx.learn and not ctx.masked):
-            product_grad = dense_weight_grad(grad, x, weight, ctx.window)
+            kernel = weight.shape[2], weight.shape[3]
+            product_grad = _ops.dense_conv2d_weight_grad(grad, x, *kernel, *ctx.window)
+            product_grad = product_grad.to(weight.dtype)
             grad_weight = product_grad
             if need_structure:
                 grad_weight, grad_input, grad_output = _flgc_grads(
@@ -253,16 +266,6 @@ def _labelled_input_grad(
     )
 
 
-def dense_weight_grad(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, window: Window
-) -> torch.Tensor:
-    """D = ∂L/∂(W ⊙ M), all of it, in the weight's dtype."""
-    outs, ins, *kernel = weight.shape
-    whole = Partition.contiguous(ins, outs, 1)
-    packed = _ops.conv2d_weight_grad(grad, x, whole.cpu_table, whole.entries, *kernel, *window)
-    return packed.view(weight.shape).to(weight.dtype)
-
-
 # ---- DGConv -------------------------------------------------------------------------------------
 
 
@@ -287,7 +290,7 @@ class _KroneckerWeight(torch.autograd.Function):
         ctx.save_for_backward(weight, gates)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
         weight, gates = ctx.saved_tensors
         weight_grad, gate_grad = _ops.kronecker_grad(grad, weight, gates)
@@ -331,7 +334,7 @@ class _DgconvConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight, gates, in_labels, out_labels)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
         x, weight, gates, in_labels, out_labels = ctx.saved_tensors
         labels = in_labels, out_labels, ctx.groups

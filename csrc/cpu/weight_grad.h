@@ -13,6 +13,7 @@
 #include "cpu/correlate.h"
 #include "cpu/depthwise_grad_channels.h"
 #include "cpu/depthwise_grad_rows.h"
+#include "cpu/pointwise_grad.h"
 #include "cpu/weight_grad_pixels.h"
 #include "cpu/workspace.h"
 
@@ -213,6 +214,7 @@ void weight_grad(const WeightGradProblem<Stored>& problem) {
     }
   }
   if (PixelWeightGrad<Stored>::suits(problem)) return PixelWeightGrad<Stored>(problem).run();
+  if (PointwiseGrad<Stored>::suits(problem)) return PointwiseGrad<Stored>(problem).run();
   WeightGrad<Stored>(problem).run();
 }
 

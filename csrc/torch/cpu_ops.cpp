@@ -1,4 +1,6 @@
 // The ops on the CPU: check, allocate, describe the problem, call the kernels.
+#include "torch/cpu_ops.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -8,7 +10,6 @@
 #include "core/partition.h"
 #include "core/sweep.h"
 #include "cpu/dispatch.h"
-#include "torch/cpu_ops.h"
 #include "torch/threads.h"
 
 namespace groupconv::ops {
@@ -257,9 +258,13 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
     // A fixed cut of the batch, whatever the number of threads. Where groups are work items of their own
     // and there are enough of them, none is needed; a short slice would not pay for its own gradient.
     const int64_t pixels = grad.size(0) * grad.size(2) * grad.size(3);
-    const bool by_group =
-        !problem.grad.channels_last() && !problem.input.channels_last() && partition.groups >= 8;
-    const int64_t slices = by_group ? 1 : std::clamp<int64_t>(pixels / 256, 1, 4);
+    const bool rows_of_pixels = !problem.grad.channels_last() && !problem.input.channels_last();
+    const bool by_group = rows_of_pixels && partition.groups >= 8;
+    // One large 1×1 block is cut by its columns.
+    const bool by_column = rows_of_pixels && partition.groups == 1 && window.area() == 1 &&
+                           partition.entries() >= 1 << 12 && problem.input.height == problem.grad.height &&
+                           problem.input.width == problem.grad.width;
+    const int64_t slices = by_group || by_column ? 1 : std::clamp<int64_t>(pixels / 256, 1, 4);
     Tensor partial = torch::stable::new_zeros(input, {slices, partition.entries(), kernel_h, kernel_w},
                                               compute_dtype<Stored>);
     Compute* sums = static_cast<Compute*>(partial.data_ptr());

@@ -36,6 +36,11 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
       "labelled_conv2d_weight_grad(Tensor grad, Tensor input, Tensor in_labels, Tensor out_labels, "
       "int groups, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_top, int pad_bottom, "
       "int pad_left, int pad_right, int dilation_h, int dilation_w) -> Tensor");
+  // One group of all channels: [N, C, kernel_h, kernel_w]
+  m.def(
+      "dense_conv2d_weight_grad(Tensor grad, Tensor input, int kernel_h, int kernel_w, int stride_h, "
+      "int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, "
+      "int dilation_w) -> Tensor");
   // weight where labels agree, zero elsewhere
   m.def("mask_weight(Tensor weight, Tensor in_labels, Tensor out_labels) -> Tensor");
   // From the dense gradient of the masked weight: the weight's (masked, or empty), by input, by output

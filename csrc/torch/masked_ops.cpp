@@ -244,6 +244,21 @@ Tensor labelled_conv2d_weight_grad(const Tensor& grad, const Tensor& input, cons
   return dense_from(packed, partition, packed.scalar_type());
 }
 
+Tensor dense_conv2d_weight_grad(const Tensor& grad, const Tensor& input, int64_t kernel_h, int64_t kernel_w,
+                                int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
+                                int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w) {
+  check_image("grad", grad);
+  check_image("input", input);
+  const int64_t ins = input.size(1), outs = grad.size(1);
+  const std::vector<int32_t> in_labels(static_cast<size_t>(ins), 0), out_labels(static_cast<size_t>(outs), 0);
+  std::vector<int32_t> table;
+  table_from_labels({in_labels.data(), ins, out_labels.data(), outs}, 1, table);
+  const Tensor packed =
+      conv2d_weight_grad(grad, input, as_tensor(table, input), ins * outs, kernel_h, kernel_w, stride_h,
+                         stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
+  return torch::stable::view(packed, {outs, ins, kernel_h, kernel_w});
+}
+
 // ---- mask products ---------------------------------------------------------------------------------
 
 Tensor mask_weight(const Tensor& weight, const Tensor& in_labels, const Tensor& out_labels) {
@@ -396,6 +411,7 @@ STABLE_TORCH_LIBRARY_IMPL(groupconv, CPU, m) {
   m.impl("labelled_conv2d", TORCH_BOX(&groupconv::ops::labelled_conv2d));
   m.impl("labelled_conv2d_input_grad", TORCH_BOX(&groupconv::ops::labelled_conv2d_input_grad));
   m.impl("labelled_conv2d_weight_grad", TORCH_BOX(&groupconv::ops::labelled_conv2d_weight_grad));
+  m.impl("dense_conv2d_weight_grad", TORCH_BOX(&groupconv::ops::dense_conv2d_weight_grad));
   m.impl("mask_weight", TORCH_BOX(&groupconv::ops::mask_weight));
   m.impl("label_grad", TORCH_BOX(&groupconv::ops::label_grad));
   m.impl("kronecker_grad", TORCH_BOX(&groupconv::ops::kronecker_grad));

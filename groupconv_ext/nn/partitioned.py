@@ -27,14 +27,77 @@ __all__ = ["PartitionedConv1d", "PartitionedConv2d"]
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class _PartitionedConv(nn.Module):
+class ConvArguments:
+    """``nn.Conv``'s arguments about the window, kept by a layer of one or two dimensions."""
+
+    dimensions: int
+    kernel_size: tuple[int, ...]
+    stride: IntOrPair
+    padding: Padding
+    dilation: IntOrPair
+    padding_mode: str
+
+    def _keep_arguments(
+        self,
+        kernel_size: IntOrPair,
+        stride: IntOrPair,
+        padding: Padding,
+        dilation: IntOrPair,
+        padding_mode: str,
+    ) -> None:
+        if padding_mode not in _PADDING_MODES:
+            raise ValueError(f"padding_mode is {padding_mode!r}; expected one of {_PADDING_MODES}")
+        self.kernel_size = self._tuple(kernel_size)
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.padding_mode = padding_mode
+        self._window()  # refuses a bad stride, padding or dilation now and not at the first call
+
+    def _tuple(self, size: IntOrPair) -> tuple[int, ...]:
+        sizes = tuple(size) if isinstance(size, Sequence) else (size,) * self.dimensions
+        if len(sizes) != self.dimensions or not all(isinstance(s, int) for s in sizes):
+            raise ValueError(f"kernel_size is {size}; expected an int or {self.dimensions} of them")
+        return sizes
+
+    def _window(self) -> Window:
+        for name in ("stride", "padding", "dilation"):
+            value = getattr(self, name)
+            if isinstance(value, (tuple, list)) and len(value) not in (1, self.dimensions):
+                raise TypeError(
+                    f"{name} is {value}; expected an int or a sequence of {self.dimensions}"
+                )
+        *above, across = self.kernel_size
+        return make_window(
+            above[0] if above else 1, across, self.stride, self.padding, self.dilation
+        )
+
+    def _padded(self, x: torch.Tensor) -> tuple[torch.Tensor, Padding]:
+        """The input, and the padding that is left for the convolution to do."""
+        if self.padding_mode == "zeros":
+            return x, self.padding
+        top, bottom, left, right = self._window().padding
+        pads = (left, right, top, bottom)[: 2 * self.dimensions]
+        return functional.pad(x, pads, mode=self.padding_mode), 0
+
+    def _said_arguments(self) -> list[str]:
+        """Those that are not the usual ones, as ``extra_repr`` says them."""
+        parts = [f"kernel_size={self.kernel_size}"]
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            if getattr(self, name) not in (default, (default,) * self.dimensions):
+                parts.append(f"{name}={getattr(self, name)}")
+        if self.padding_mode != "zeros":
+            parts.append(f"padding_mode={self.padding_mode!r}")
+        return parts
+
+
+class _PartitionedConv(ConvArguments, nn.Module):
     """What the layers of every dimension share: parameters, their start, and their state.
 
     A checkpoint holds the partition beside the weight, whose meaning it is; loading one adopts
     the saved partition. The weight of an ``nn.Conv`` with as many even groups loads as it is.
     """
 
-    dimensions: int
     partition: Partition
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -88,8 +151,6 @@ class _PartitionedConv(nn.Module):
                 f"in_channels, out_channels = {in_channels}, {out_channels}; "
                 f"expected those of {partition}"
             )
-        if padding_mode not in _PADDING_MODES:
-            raise ValueError(f"padding_mode is {padding_mode!r}; expected one of {_PADDING_MODES}")
         if activation not in (None, *ACTIVATIONS):
             raise ValueError(f"activation is {activation!r}; expected None or one of {ACTIVATIONS}")
         if backend not in ("auto", *names()):
@@ -97,14 +158,9 @@ class _PartitionedConv(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.partition = partition
-        self.kernel_size = self._tuple(kernel_size)
-        self.stride = stride
-        self.padding = padding
-        self.dilation = dilation
-        self.padding_mode = padding_mode
+        self._keep_arguments(kernel_size, stride, padding, dilation, padding_mode)
         self.activation = activation
         self.backend = backend
-        self._window()  # refuses a bad stride, padding or dilation now and not at the first call
         self.weight = nn.Parameter(
             torch.empty(partition.entries, *self.kernel_size, device=device, dtype=dtype)
         )
@@ -113,24 +169,6 @@ class _PartitionedConv(nn.Module):
             nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None,
         )
         self.reset_parameters()
-
-    def _tuple(self, size: IntOrPair) -> tuple[int, ...]:
-        sizes = tuple(size) if isinstance(size, Sequence) else (size,) * self.dimensions
-        if len(sizes) != self.dimensions or not all(isinstance(s, int) for s in sizes):
-            raise ValueError(f"kernel_size is {size}; expected an int or {self.dimensions} of them")
-        return sizes
-
-    def _window(self) -> Window:
-        for name in ("stride", "padding", "dilation"):
-            value = getattr(self, name)
-            if isinstance(value, (tuple, list)) and len(value) not in (1, self.dimensions):
-                raise TypeError(
-                    f"{name} is {value}; expected an int or a sequence of {self.dimensions}"
-                )
-        *above, across = self.kernel_size
-        return make_window(
-            above[0] if above else 1, across, self.stride, self.padding, self.dilation
-        )
 
     def reset_parameters(self) -> None:
         """Start every group as ``nn.Conv`` would start a layer of the group's size."""
@@ -147,14 +185,6 @@ class _PartitionedConv(nn.Module):
                     index = torch.tensor(outputs, device=self.bias.device)
                     values = torch.empty_like(self.bias[:outs]).uniform_(-bound, bound)
                     self.bias.index_copy_(0, index, values)
-
-    def _padded(self, x: torch.Tensor) -> tuple[torch.Tensor, Padding]:
-        """The input, and the padding that is left for the convolution to do."""
-        if self.padding_mode == "zeros":
-            return x, self.padding
-        top, bottom, left, right = self._window().padding
-        pads = (left, right, top, bottom)[: 2 * self.dimensions]
-        return functional.pad(x, pads, mode=self.padding_mode), 0
 
     @classmethod
     def _from_conv(cls, conv: Any, partition: Partition | None, **options: Any) -> Self:
@@ -213,14 +243,9 @@ class _PartitionedConv(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, the partition in words."""
-        parts = [f"{self.partition}", f"kernel_size={self.kernel_size}"]
-        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
-            if getattr(self, name) not in (default, (default,) * self.dimensions):
-                parts.append(f"{name}={getattr(self, name)}")
+        parts = [f"{self.partition}", *self._said_arguments()]
         if self.bias is None:
             parts.append("bias=False")
-        if self.padding_mode != "zeros":
-            parts.append(f"padding_mode={self.padding_mode!r}")
         if self.activation is not None:
             parts.append(f"activation={self.activation!r}")
         return ", ".join(parts)

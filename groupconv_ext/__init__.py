@@ -12,6 +12,7 @@ Read :mod:`groupconv_ext.partition` first: it holds the one idea.
 from . import backends, nn, reference, report
 from .doctor import doctor
 from .functional import conv1d, conv2d
+from .learned import dgconv_conv2d, dgconv_weight, flgc_conv2d, flgc_weight
 from .partition import Partition
 
 __version__ = "0.1.0"
@@ -22,7 +23,11 @@ __all__ = [
     "backends",
     "conv1d",
     "conv2d",
+    "dgconv_conv2d",
+    "dgconv_weight",
     "doctor",
+    "flgc_conv2d",
+    "flgc_weight",
     "nn",
     "reference",
     "report",

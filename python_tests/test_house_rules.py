@@ -19,7 +19,16 @@ NATIVE = ROOT / "csrc"
 ROOF = "groupconv_ext"
 FLOORS = (
     *("_checks", "_per_device", "window", "partition"),
-    *("reference", "_introspect", "_ops", "autograd", "masked", "backends", "functional", "learned"),
+    *(
+        "reference",
+        "_introspect",
+        "_ops",
+        "autograd",
+        "masked",
+        "backends",
+        "functional",
+        "learned",
+    ),
     *("nn", "models"),
     *("deploy", "train", "parallel"),
     *("report", "doctor"),

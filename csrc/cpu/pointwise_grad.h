@@ -20,7 +20,7 @@ template <class Stored>
 class PointwiseGrad {
   using T = compute_t<Stored>;
   static constexpr bool computes_as_stored = __is_same(Stored, T);
-  static constexpr int64_t pixels_at_once = 128;
+  static constexpr int64_t pixels_at_once = 256;
   static constexpr int64_t widest_panel = 1024;
 
  public:

@@ -7,7 +7,8 @@
 // for 24. Transposing costs about 0.45 cycles an element, against out_channels / 16 multiply-adds a lane, so
 // it pays for many channels, which is when learning a structure needs it.
 //
-// A block of 128 pixels × 48 columns of sources is 24 KiB and stays in L1; D passes through L2 once a block.
+// 128 pixels × 48 columns are staged at a time, one behind the other, 24 KiB that stay in L1 while all rows of
+// the gradient pass over them; D and the gradient's block come from L2.
 #pragma once
 
 #include "cpu/multiply.h"
@@ -20,8 +21,8 @@ template <class Stored>
 class PointwiseGrad {
   using T = compute_t<Stored>;
   static constexpr bool computes_as_stored = __is_same(Stored, T);
-  static constexpr int64_t pixels_at_once = 256;
-  static constexpr int64_t widest_panel = 1024;
+  static constexpr int64_t pixels_at_once = 128;
+  static constexpr int64_t columns_at_once = 48;  // whole tiles of multiply_rows, whatever the lanes
 
  public:
   static bool suits(const WeightGradProblem<Stored>& p) {
@@ -40,16 +41,14 @@ class PointwiseGrad {
       : p_(problem),
         ins_(p_.input.channels),
         outs_(p_.grad.channels),
-        blocks_(divide_up(p_.sweep->cols, pixels_at_once)),
-        input_direct_(computes_as_stored && p_.input.stride_c == 1) {}
+        blocks_(divide_up(p_.sweep->cols, pixels_at_once)) {}
 
   // Whole tiles of columns, and every sum in the order of the pixels: any cut gives the same bits.
   void run() const {
-    constexpr int64_t tile = tile_vectors(max_tile_rows) * Vec<T>::lanes;
-    const int64_t wanted = p_.threads.count > 1 ? divide_up(ins_, 4 * p_.threads.count) : ins_;
-    const int64_t panel = divide_up(smaller(wanted, widest_panel), tile) * tile;
-    for_each_item(p_.threads, divide_up(ins_, panel), [&](int64_t item) {
-      run_panel(item * panel, smaller(panel, ins_ - item * panel));
+    const int64_t panels = divide_up(ins_, columns_at_once);
+    const int64_t items = p_.threads.count > 1 ? smaller(panels, 4 * p_.threads.count) : int64_t{1};
+    for_each_item(p_.threads, items, [&](int64_t item) {
+      run_panels(panels * item / items, panels * (item + 1) / items);
       release_scratch();
     });
   }
@@ -63,23 +62,22 @@ class PointwiseGrad {
     return true;
   }
 
-  void run_panel(int64_t first, int64_t columns) const {
-    const int64_t row_length = row_distance<T>(columns);
+  void run_panels(int64_t first_panel, int64_t end_panel) const {
     Workspace space;
-    space.plan<T>(input_direct_ ? 0 : pixels_at_once * row_length);
+    space.plan<T>(pixels_at_once * columns_at_once);
     space.plan<T>(computes_as_stored ? 0 : outs_ * pixels_at_once);
     space.plan<T>(pixels_at_once);
     space.plan<const T*>(pixels_at_once);
     space.plan<int64_t>(pixels_at_once);
     space.plan<T*>(outs_);
     space.open();
-    T* rows = space.take<T>(input_direct_ ? 0 : pixels_at_once * row_length);
+    T* rows = space.take<T>(pixels_at_once * columns_at_once);
     T* wide = space.take<T>(computes_as_stored ? 0 : outs_ * pixels_at_once);
     T* column = space.take<T>(pixels_at_once);
     const T** sources = space.take<const T*>(pixels_at_once);
     int64_t* steps = space.take<int64_t>(pixels_at_once);
     T** dests = space.take<T*>(outs_);
-    for (int64_t r = 0; r < outs_; ++r) dests[r] = p_.weight_grad + r * ins_ + first;
+    for (int64_t q = 0; q < pixels_at_once; ++q) sources[q] = rows + q * columns_at_once;
 
     MultiplyJob<T> job{};
     job.sources = sources;
@@ -87,39 +85,31 @@ class PointwiseGrad {
     job.column = column;
     job.dests = dests;
     job.rows = outs_;
-    job.length = columns;
     job.accumulate = true;
     for (int64_t n = 0; n < p_.input.batch; ++n) {
       for (int64_t b = 0; b < blocks_; ++b) {
         const int64_t begin = p_.sweep->cols * b / blocks_;
         job.depth = p_.sweep->cols * (b + 1) / blocks_ - begin;
-        stage_input(n, first, columns, begin, job.depth, rows, row_length, sources);
         stage_grad(n, begin, wide, steps, job);
-        multiply_rows(job);
+        for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+          const int64_t first = panel * columns_at_once;
+          job.length = smaller(columns_at_once, ins_ - first);
+          stage_input(n, first, job.length, begin, job.depth, rows);
+          for (int64_t r = 0; r < outs_; ++r) dests[r] = p_.weight_grad + r * ins_ + first;
+          multiply_rows(job);
+        }
       }
     }
   }
 
-  void stage_input(int64_t n, int64_t first, int64_t columns, int64_t begin, int64_t depth, T* rows,
-                   int64_t row_length, const T** sources) const {
+  void stage_input(int64_t n, int64_t first, int64_t columns, int64_t begin, int64_t depth, T* rows) const {
     const Stored* image = p_.input.at(n, first, 0, begin);
-    const int64_t pixel_stride = p_.input.stride_w;
-    if constexpr (computes_as_stored) {
-      if (input_direct_) {
-        for (int64_t q = 0; q < depth; ++q) sources[q] = image + q * pixel_stride;
-        return;
-      }
+    if (p_.input.stride_c != 1) {
+      return transpose_in(image, p_.input.stride_c, columns, depth, rows, columns_at_once);
     }
-    if (p_.input.stride_c == 1) {
-      for (int64_t q = 0; q < depth; ++q) {
-        for (int64_t c = 0; c < columns; ++c) {
-          rows[q * row_length + c] = static_cast<T>(widen(image[q * pixel_stride + c]));
-        }
-      }
-    } else {
-      transpose_in(image, p_.input.stride_c, columns, depth, rows, row_length);
+    for (int64_t q = 0; q < depth; ++q) {
+      widen_row(image + q * p_.input.stride_w, 1, rows + q * columns_at_once, columns);
     }
-    for (int64_t q = 0; q < depth; ++q) sources[q] = rows + q * row_length;
   }
 
   void stage_grad(int64_t n, int64_t begin, T* wide, int64_t* steps, MultiplyJob<T>& job) const {
@@ -140,7 +130,6 @@ class PointwiseGrad {
 
   const WeightGradProblem<Stored>& p_;
   int64_t ins_, outs_, blocks_;
-  bool input_direct_;
 };
 
 }  // namespace

@@ -221,18 +221,18 @@ def _fake_mask_weight(
 def _fake_label_grad(
     grad: torch.Tensor,
     weight: torch.Tensor,
+    input_logits: torch.Tensor,
+    output_logits: torch.Tensor,
     in_labels: torch.Tensor,
     out_labels: torch.Tensor,
-    groups: int,
+    winner: bool,
     masked: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     _check_devices(grad, weight, in_labels, out_labels)
-    dtype = _compute_dtype(grad)
-    outs, ins = weight.shape[:2]
     return (
         grad.new_empty(weight.shape if masked else (0,)),
-        grad.new_empty(ins, groups, dtype=dtype),
-        grad.new_empty(outs, groups, dtype=dtype),
+        input_logits.new_empty(input_logits.shape),
+        output_logits.new_empty(output_logits.shape),
     )
 
 

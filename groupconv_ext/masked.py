@@ -80,16 +80,6 @@ class _Unpack(torch.autograd.Function):
 # ---- FLGC ---------------------------------------------------------------------------------------
 
 
-def _logit_grad(logits: torch.Tensor, hard_grad: torch.Tensor, winner: torch.Tensor | None) -> Grad:
-    """From the hard assignments through the softmax Jacobian of every entry of the row."""
-    if winner is not None:
-        labels = winner.to(torch.int64).unsqueeze(1)
-        hard_grad = torch.zeros_like(hard_grad).scatter(1, labels, hard_grad.gather(1, labels))
-    soft = logits.to(hard_grad.dtype).softmax(1)
-    inner = (hard_grad * soft).sum(1, keepdim=True)
-    return (soft * (hard_grad - inner)).to(logits.dtype)
-
-
 def labelled_weight(
     weight: torch.Tensor,
     input_logits: torch.Tensor,
@@ -152,13 +142,21 @@ def _flgc_grads(
     masked: bool,
 ) -> tuple[Grad, Grad, Grad]:
     """∂W, ∂S̄, ∂T̄ from D, in one pass over D and W (eq. 16 to 18)."""
-    weight_grad, by_input, by_output = _ops.label_grad(
-        product_grad, weight, in_labels, out_labels, input_logits.shape[1], masked
+    dtype = weight.dtype
+    weight_grad, input_grad, output_grad = _ops.label_grad(
+        product_grad,
+        weight,
+        input_logits.to(dtype),
+        output_logits.to(dtype),
+        in_labels,
+        out_labels,
+        winner,
+        masked,
     )
     return (
         weight_grad if masked else product_grad,
-        _logit_grad(input_logits, by_input, in_labels if winner else None),
-        _logit_grad(output_logits, by_output, out_labels if winner else None),
+        input_grad.to(input_logits.dtype),
+        output_grad.to(output_logits.dtype),
     )
 
 

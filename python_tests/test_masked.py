@@ -322,7 +322,7 @@ def test_opcheck() -> None:
         ops.row_labels: (ins, "owner"),
         ops.kronecker_labels: (gates, 8, 8, "owner"),
         ops.mask_weight: (weight, s, t),
-        ops.label_grad: (weight, weight, s, t, 3, True),
+        ops.label_grad: (weight, weight, ins, outs, s, t, False, True),
         ops.kronecker_grad: (square, square, gates),
         ops.pack: (weight, partition.cpu_table, partition.entries, True),
         ops.unpack: (partition.pack(weight), partition.cpu_table, 9, 8, False),

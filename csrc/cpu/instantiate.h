@@ -17,7 +17,7 @@ constexpr TypedKernels<Stored> typed_kernels{
     pack<Stored, Stored>,   pack<compute_t<Stored>, Stored>,
     unpack<Stored, Stored>, unpack<Stored, compute_t<Stored>>,
     mask_weight<Stored>,    label_grad<Stored>,
-    kronecker_grad<Stored>,
+    logit_grad<Stored>,     kronecker_grad<Stored>,
 };
 
 constexpr KernelTable table_for(const char* isa) {

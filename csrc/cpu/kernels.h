@@ -93,6 +93,16 @@ struct LabelGradProblem {
   Threads threads;
 };
 
+// by_assignment is ∂L/∂S or ∂L/∂T, [rows, groups]; winners: null, or the only entry of each row that counts.
+template <class Stored>
+struct LogitGradProblem {
+  const Stored* logits = nullptr;
+  const compute_t<Stored>* by_assignment = nullptr;
+  const int32_t* winners = nullptr;
+  int64_t rows = 0, groups = 0;
+  Stored* logit_grad = nullptr;
+};
+
 // neighbours is Kronecker::neighbour_table; grad lies packed in it, or dense like weight. weight_grad is grad
 // where the mask is one. gate_grads has gate_count sums, zeroed, for every position of an output among the
 // out_channels / gcd · groups of them; the caller adds them up in order.
@@ -119,6 +129,7 @@ struct TypedKernels {
   void (*cast_unpack)(const PackProblem&);  // to a dense weight in the type that is computed in
   void (*mask_weight)(const MaskProblem<Stored>&);
   void (*label_grad)(const LabelGradProblem<Stored>&);
+  void (*logit_grad)(const LogitGradProblem<Stored>&);
   void (*kronecker_grad)(const KroneckerGradProblem<Stored>&);
 };
 

@@ -108,10 +108,18 @@ GROUPCONV_INLINE void repeat_labels(const int32_t* labels, int64_t channels, int
   }
 }
 
-template <class Stored>
-GROUPCONV_INLINE void mask_row(const Stored* weight, const int32_t* labels, int32_t label, int64_t length,
-                               Stored* __restrict masked) {
-  for (int64_t i = 0; i < length; ++i) masked[i] = labels[i] == label ? weight[i] : Stored{};
+// The value is read whether it is kept or not: so the loop becomes vectors.
+template <class Element>
+GROUPCONV_INLINE void mask_row(const Element* weight, const int32_t* labels, int32_t label, int64_t length,
+                               Element* __restrict masked) {
+  for (int64_t i = 0; i < length; ++i) {
+    const Element value = weight[i];
+    masked[i] = labels[i] == label ? value : Element(0);
+  }
+}
+GROUPCONV_INLINE void mask_row(const BFloat16* weight, const int32_t* labels, int32_t label, int64_t length,
+                               BFloat16* masked) {
+  mask_row(&weight->bits, labels, label, length, &masked->bits);
 }
 
 // Rows of a dense weight that are worth an item of their own.

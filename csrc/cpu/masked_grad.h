@@ -2,6 +2,7 @@
 //
 //   label_grad      ∂M[n][c] = Σ_k D·W, never stored: summed over the filters of a group for S, over the
 //                   inputs of a group for T, while eight rows of it lie in L1        (FLGC eq. 17, 18)
+//   logit_grad      the assignments' gradient through the softmax Jacobian of their row
 //   kronecker_grad  ∂g_k: the sum of D·W over the pairs of channels that differ in digit k and agree at
 //                   every zero gate but k                                            (DGConv eq. 4)
 //
@@ -9,6 +10,7 @@
 // from eight rows at once, so an index is loaded once for eight elements and the sums are independent.
 #pragma once
 
+#include "cpu/activation.h"
 #include "cpu/masked.h"
 
 namespace groupconv::cpu {
@@ -144,6 +146,37 @@ class LabelGrad {
 template <class Stored>
 void label_grad(const LabelGradProblem<Stored>& problem) {
   LabelGrad<Stored>(problem).run();
+}
+
+// A row of assignments A = softmax(logits): ∂L/∂logits = A ⊙ (∂L/∂A − Σ A ∂L/∂A), where ∂L/∂A is that of the
+// hard assignments, straight through, or with labels that of the winning entry and zero elsewhere.
+template <class Stored>
+void logit_grad(const LogitGradProblem<Stored>& p) {
+  using T = compute_t<Stored>;
+  Workspace space;
+  space.plan<T>(p.groups);
+  space.plan<T>(p.groups);
+  space.open();
+  T* soft = space.take<T>(p.groups);
+  T* given = space.take<T>(p.groups);
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const Stored* logits = p.logits + row * p.groups;
+    const T* by_assignment = p.by_assignment + row * p.groups;
+    T largest = widen(logits[0]);
+    for (int64_t g = 0; g < p.groups; ++g) largest = larger(largest, static_cast<T>(widen(logits[g])));
+    T total = 0, inner = 0;
+    for (int64_t g = 0; g < p.groups; ++g) soft[g] = exponential(widen(logits[g]) - largest);
+    for (int64_t g = 0; g < p.groups; ++g) {
+      given[g] = p.winners && p.winners[row] != g ? T(0) : by_assignment[g];
+      total += soft[g];
+      inner += soft[g] * given[g];
+    }
+    const T scale = T(1) / total;
+    inner *= scale;
+    Stored* grad = p.logit_grad + row * p.groups;
+    for (int64_t g = 0; g < p.groups; ++g) narrow(soft[g] * scale * (given[g] - inner), grad[g]);
+  }
+  release_scratch();
 }
 
 // Row r of a group stands for the digits r / out_remainder at the open gates, and column c of the group's own

@@ -43,10 +43,10 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
       "int dilation_w) -> Tensor");
   // weight where labels agree, zero elsewhere
   m.def("mask_weight(Tensor weight, Tensor in_labels, Tensor out_labels) -> Tensor");
-  // From the dense gradient of the masked weight: the weight's (masked, or empty), by input, by output
+  // From the dense gradient of the masked weight: the weight's (masked, or empty) and the logits'
   m.def(
-      "label_grad(Tensor grad, Tensor weight, Tensor in_labels, Tensor out_labels, int groups, bool masked) "
-      "-> (Tensor, Tensor, Tensor)");
+      "label_grad(Tensor grad, Tensor weight, Tensor input_logits, Tensor output_logits, Tensor in_labels, "
+      "Tensor out_labels, bool winner, bool masked) -> (Tensor, Tensor, Tensor)");
   // The weight's gradient and the gates', from the dense gradient of the masked weight, or straight from the
   // convolution's operands, computing the blocks that are needed
   m.def("kronecker_grad(Tensor grad, Tensor weight, Tensor gates) -> (Tensor, Tensor)");

@@ -143,6 +143,15 @@ Tensor unpack(const Tensor& packed, const Tensor& table, int64_t out_channels, i
 
 // ---- labels ----------------------------------------------------------------------------------------
 
+template <class Stored>
+[[noreturn]] void refuse_row(const std::string& owner, const Stored* row, int64_t c, int64_t groups) {
+  int64_t g = 0;
+  while (g + 1 < groups && std::isfinite(cpu::widen(row[g]))) ++g;
+  STD_TORCH_CHECK(false, owner, " has ", cpu::widen(row[g]), " in row ", c,
+                  ", expected finite numbers: training has diverged");
+  __builtin_unreachable();
+}
+
 // The first largest entry of each row.
 Tensor row_labels(const Tensor& logits, const std::string& owner) {
   STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2 && logits.size(1) > 0, owner,
@@ -156,13 +165,15 @@ Tensor row_labels(const Tensor& logits, const std::string& owner) {
     using Stored = decltype(element);
     const Stored* row = static_cast<const Stored*>(rows.data_ptr());
     for (int64_t c = 0; c < channels; ++c, row += groups) {
+      auto largest = cpu::widen(row[0]), doubt = largest - largest;  // NaN where some entry is not finite
       int64_t best = 0;
       for (int64_t g = 0; g < groups; ++g) {
         const auto value = cpu::widen(row[g]);
-        STD_TORCH_CHECK(std::isfinite(value), owner, " has ", value, " in row ", c,
-                        ", expected finite numbers: training has diverged");
-        if (value > cpu::widen(row[best])) best = g;
+        doubt += value - value;
+        best = value > largest ? g : best;
+        largest = value > largest ? value : largest;
       }
+      if (doubt != 0) refuse_row(owner, row, c, groups);
       label[c] = static_cast<int32_t>(best);
     }
   });
@@ -284,15 +295,44 @@ Tensor mask_weight(const Tensor& weight, const Tensor& in_labels, const Tensor& 
   return masked;
 }
 
-// (weight gradient, ∂S [C, groups], ∂T [N, groups]); without `masked` the first is empty: it is `grad`.
+template <class Stored>
+Tensor logit_grad(const Tensor& logits, const cpu::compute_t<Stored>* by_assignment,
+                  const std::vector<int32_t>* winners) {
+  const Tensor from = as_contiguous(logits);
+  Tensor grad = empty_with(logits, {logits.size(0), logits.size(1)}, logits.scalar_type());
+  cpu::LogitGradProblem<Stored> problem;
+  problem.logits = static_cast<const Stored*>(from.data_ptr());
+  problem.by_assignment = by_assignment;
+  problem.winners = winners ? winners->data() : nullptr;
+  problem.rows = logits.size(0);
+  problem.groups = logits.size(1);
+  problem.logit_grad = static_cast<Stored*>(grad.data_ptr());
+  cpu::typed<Stored>(cpu::kernels()).logit_grad(problem);
+  return grad;
+}
+
+void check_logits(const char* name, const Tensor& logits, int64_t channels, int64_t groups,
+                  const Tensor& weight) {
+  check_like(name, logits, "weight", weight);
+  STD_TORCH_CHECK(logits.dim() == 2 && logits.size(0) == channels && logits.size(1) == groups, name,
+                  " must have sizes [", channels, ", ", groups, "], got ", sizes_text(logits));
+}
+
+// The gradients of weight, input and output logits; without `masked` the first is empty: it is `grad`.
 std::tuple<Tensor, Tensor, Tensor> label_grad(const Tensor& grad, const Tensor& weight,
-                                              const Tensor& in_labels, const Tensor& out_labels,
-                                              int64_t groups, bool masked) {
+                                              const Tensor& input_logits, const Tensor& output_logits,
+                                              const Tensor& in_labels, const Tensor& out_labels, bool winner,
+                                              bool masked) {
+  STD_TORCH_CHECK(input_logits.dim() == 2, "input_logits must have sizes [channels, groups], got ",
+                  sizes_text(input_logits));
+  const int64_t groups = input_logits.size(1);
   const Labelled labelled(in_labels, out_labels, groups);
   const int64_t ins = labelled.in_channels(), outs = labelled.out_channels();
   check_dense("grad", grad, outs, ins);
   check_dense("weight", weight, outs, ins);
   check_like("weight", weight, "grad", grad);
+  check_logits("input_logits", input_logits, ins, groups, weight);
+  check_logits("output_logits", output_logits, outs, groups, weight);
   const int64_t area = window_area(weight, 2);
   STD_TORCH_CHECK(window_area(grad, 2) == area, "grad has sizes ", sizes_text(grad), ", weight ",
                   sizes_text(weight));
@@ -301,14 +341,12 @@ std::tuple<Tensor, Tensor, Tensor> label_grad(const Tensor& grad, const Tensor& 
   return for_dtype(grad, [&](auto element) -> std::tuple<Tensor, Tensor, Tensor> {
     using Stored = decltype(element);
     using Compute = cpu::compute_t<Stored>;
-    const ScalarType dtype = compute_dtype<Stored>;
     // A fixed cut, whatever the number of threads.
     const int64_t slices = grad.numel() < worth_a_thread ? 1 : 4;
     Tensor weight_grad = empty_with(grad, masked ? with_window_of(weight, 0, {}) : std::vector<int64_t>{0},
                                     grad.scalar_type());
-    Tensor sums = torch::stable::new_zeros(grad, {slices, groups, ins}, dtype);
-    Tensor by_input = torch::stable::new_empty(grad, {ins, groups}, dtype);
-    Tensor by_output = torch::stable::new_zeros(grad, {outs, groups}, dtype);
+    std::vector<Compute> sums(static_cast<size_t>(slices * groups * ins)),
+        by_input(static_cast<size_t>(ins * groups)), by_output(static_cast<size_t>(outs * groups));
     cpu::LabelGradProblem<Stored> problem;
     problem.grad = static_cast<const Stored*>(typed_grad.data_ptr());
     problem.weight = static_cast<const Stored*>(typed_weight.data_ptr());
@@ -319,21 +357,20 @@ std::tuple<Tensor, Tensor, Tensor> label_grad(const Tensor& grad, const Tensor& 
     problem.area = area;
     problem.slices = slices;
     if (masked) problem.weight_grad = static_cast<Stored*>(weight_grad.data_ptr());
-    problem.by_input = static_cast<Compute*>(sums.data_ptr());
-    problem.by_output = static_cast<Compute*>(by_output.data_ptr());
+    problem.by_input = sums.data();
+    problem.by_output = by_output.data();
     problem.threads = threads_for(grad.numel());
     cpu::typed<Stored>(cpu::kernels()).label_grad(problem);
 
-    const Compute* sum = problem.by_input;
-    Compute* transposed = static_cast<Compute*>(by_input.data_ptr());
-    for (int64_t c = 0; c < ins; ++c) {
+    for (int64_t slice = 0; slice < slices; ++slice) {
       for (int64_t g = 0; g < groups; ++g) {
-        Compute total = 0;
-        for (int64_t slice = 0; slice < slices; ++slice) total += sum[(slice * groups + g) * ins + c];
-        transposed[c * groups + g] = total;
+        const Compute* sum = &sums[static_cast<size_t>((slice * groups + g) * ins)];
+        for (int64_t c = 0; c < ins; ++c) by_input[static_cast<size_t>(c * groups + g)] += sum[c];
       }
     }
-    return {weight_grad, by_input, by_output};
+    return {weight_grad,
+            logit_grad<Stored>(input_logits, by_input.data(), winner ? &labelled.in_labels : nullptr),
+            logit_grad<Stored>(output_logits, by_output.data(), winner ? &labelled.out_labels : nullptr)};
   });
 }
 

@@ -143,7 +143,6 @@ void mask_weight(const MaskProblem<Stored>& problem) {
       mask_row(problem.weight + n * row_length, labels, problem.out_labels[n], row_length,
                problem.masked + n * row_length);
     }
-    release_scratch();
   });
 }
 

@@ -120,7 +120,6 @@ class LabelGrad {
         for (int64_t r = 0; r < rows; ++r) add_up_groups<1>(products + r * channels_, row + r);
       }
     }
-    release_scratch();
   }
 
   // by_output[n][g] = Σ_{c: s(c) = g} products[n][c]
@@ -153,6 +152,7 @@ void label_grad(const LabelGradProblem<Stored>& problem) {
 template <class Stored>
 void logit_grad(const LogitGradProblem<Stored>& p) {
   using T = compute_t<Stored>;
+  const ScratchUse scratch;
   Workspace space;
   space.plan<T>(p.groups);
   space.plan<T>(p.groups);
@@ -176,7 +176,6 @@ void logit_grad(const LogitGradProblem<Stored>& p) {
     Stored* grad = p.logit_grad + row * p.groups;
     for (int64_t g = 0; g < p.groups; ++g) narrow(soft[g] * scale * (given[g] - inner), grad[g]);
   }
-  release_scratch();
 }
 
 // Row r of a group stands for the digits r / out_remainder at the open gates, and column c of the group's own
@@ -199,7 +198,6 @@ class KroneckerGrad {
     const int64_t positions = rows_ / p_.out_remainder;
     for_each_item(p_.threads, positions, [&](int64_t position) {
       for_area(p_.area, [&](auto area) GROUPCONV_INLINE_LAMBDA { run_position(position, area); });
-      release_scratch();
     });
   }
 

@@ -47,10 +47,8 @@ class PointwiseGrad {
   void run() const {
     const int64_t panels = divide_up(ins_, columns_at_once);
     const int64_t items = p_.threads.count > 1 ? smaller(panels, 4 * p_.threads.count) : int64_t{1};
-    for_each_item(p_.threads, items, [&](int64_t item) {
-      run_panels(panels * item / items, panels * (item + 1) / items);
-      release_scratch();
-    });
+    for_each_item(p_.threads, items,
+                  [&](int64_t item) { run_panels(panels * item / items, panels * (item + 1) / items); });
   }
 
  private:

@@ -81,7 +81,8 @@ Tensor as_tensor(const std::vector<int32_t>& table, const Tensor& like) {
 
 PartitionView view_of(const std::vector<int32_t>& table) {
   PartitionView view;
-  const std::string wrong = parse_partition(table.data(), static_cast<int64_t>(table.size()), view);
+  const std::string wrong =
+      parse_partition(table.data(), static_cast<int64_t>(table.size()), table[0], table[1], view);
   STD_TORCH_CHECK(wrong.empty(), wrong);
   return view;
 }
@@ -119,8 +120,10 @@ Tensor dense_from(const Tensor& packed, const PartitionView& partition, ScalarTy
 }
 
 Tensor pack(const Tensor& dense, const Tensor& table, int64_t entries, bool narrow) {
-  const PartitionView partition = read_partition(table);
-  check_matches("entries", entries, partition.entries());
+  STD_TORCH_CHECK(dense.dim() >= 2, "dense must have sizes [N, C, *kernel], got ", sizes_text(dense));
+  const PartitionView partition = read_partition(table, dense.size(1), dense.size(0));
+  STD_TORCH_CHECK(entries == partition.entries(), "entries is ", entries, ", the partition table says ",
+                  partition.entries());
   check_dense("dense", dense, partition.out_channels, partition.in_channels);
   STD_TORCH_CHECK(!narrow || dense.scalar_type() == ScalarType::Float,
                   "only a float32 weight can be narrowed to bfloat16");
@@ -129,9 +132,7 @@ Tensor pack(const Tensor& dense, const Tensor& table, int64_t entries, bool narr
 
 Tensor unpack(const Tensor& packed, const Tensor& table, int64_t out_channels, int64_t in_channels,
               bool widen) {
-  const PartitionView partition = read_partition(table);
-  check_matches("out_channels", out_channels, partition.out_channels);
-  check_matches("in_channels", in_channels, partition.in_channels);
+  const PartitionView partition = read_partition(table, in_channels, out_channels);
   STD_TORCH_CHECK(packed.is_cpu() && packed.dim() >= 1 && packed.size(0) == partition.entries(),
                   "the packed weight must have sizes [", partition.entries(), ", *kernel] on the CPU, got ",
                   sizes_text(packed));

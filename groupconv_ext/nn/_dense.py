@@ -173,8 +173,6 @@ class DenselyTrained(ConvArguments, GroupedLayer):
     def extra_repr(self) -> str:
         """The arguments, and whether the groups still change."""
         parts = [str(self.in_channels), str(self.out_channels), *self._said_arguments()]
-        if self.bias is None:
-            parts.append("bias=False")
         if self._frozen:
             parts.append("frozen")
         return ", ".join(parts)

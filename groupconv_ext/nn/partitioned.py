@@ -36,6 +36,7 @@ class ConvArguments:
     padding: Padding
     dilation: IntOrPair
     padding_mode: str
+    bias: nn.Parameter | None
 
     def _keep_arguments(
         self,
@@ -86,6 +87,8 @@ class ConvArguments:
         for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
             if getattr(self, name) not in (default, (default,) * self.dimensions):
                 parts.append(f"{name}={getattr(self, name)}")
+        if self.bias is None:
+            parts.append("bias=False")
         if self.padding_mode != "zeros":
             parts.append(f"padding_mode={self.padding_mode!r}")
         return parts
@@ -244,8 +247,6 @@ class _PartitionedConv(ConvArguments, nn.Module):
     def extra_repr(self) -> str:
         """The arguments, the partition in words."""
         parts = [f"{self.partition}", *self._said_arguments()]
-        if self.bias is None:
-            parts.append("bias=False")
         if self.activation is not None:
             parts.append(f"activation={self.activation!r}")
         return ", ".join(parts)

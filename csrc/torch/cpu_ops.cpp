@@ -261,8 +261,9 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
     const bool rows_of_pixels = !problem.grad.channels_last() && !problem.input.channels_last();
     const bool by_group = rows_of_pixels && partition.groups >= 8;
     // One large 1×1 block is cut by its columns.
-    const bool by_column = rows_of_pixels && partition.groups == 1 && window.area() == 1 &&
-                           partition.entries() >= 1 << 12 && problem.input.height == problem.grad.height &&
+    const bool by_column = !(problem.grad.channels_last() && problem.input.channels_last()) &&
+                           partition.groups == 1 && window.area() == 1 && partition.entries() >= 1 << 12 &&
+                           problem.input.height == problem.grad.height &&
                            problem.input.width == problem.grad.width;
     const int64_t slices = by_group || by_column ? 1 : std::clamp<int64_t>(pixels / 256, 1, 4);
     Tensor partial = torch::stable::new_zeros(input, {slices, partition.entries(), kernel_h, kernel_w},

@@ -6,6 +6,7 @@ from the same random state, and every Hypothesis example replays with its own.
 """
 
 import os
+import time
 from collections.abc import Iterator
 
 import hypothesis
@@ -43,6 +44,14 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
 )
+
+
+# Where the random tests begin; one seed for the run, in all of its processes.
+os.environ.setdefault("GROUPCONV_SEED", str(time.time_ns() % 2**31))
+
+
+def pytest_report_header() -> str:
+    return f"random tests replay with GROUPCONV_SEED={os.environ['GROUPCONV_SEED']}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,9 +3,6 @@
 import itertools
 import math
 import mmap
-import os
-import random
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -203,72 +200,6 @@ def test_anything(
     with forced_isa(isa):
         x = LAYOUTS[layout](x)
         check_convolution(partition, geometry, x, weight, bias, grad_layout=LAYOUTS[grad_layout])
-
-
-def random_partition(rng: random.Random) -> Partition:
-    groups, outs, ins = rng.randint(1, 5), rng.randint(1, 40), rng.randint(1, 40)
-    if rng.random() < 0.2:
-        straight = Partition.contiguous(outs, outs, outs)
-        return rng.choice((straight, Partition.random(outs, outs, outs, seed=outs)))
-    if rng.random() < 0.5:
-        return Partition.random(ins, outs, groups, seed=rng.randrange(99), uneven=True)
-    if rng.random() < 0.5:
-        return Partition.random(ins * groups, outs * groups, groups, seed=rng.randrange(99))
-    labels = [rng.randrange(groups) for _ in range(outs)]
-    return Partition(
-        ins,
-        outs,
-        [rng.sample(range(ins), rng.randint(0, ins)) for _ in range(groups)],
-        [[n for n, label in enumerate(labels) if label == g] for g in range(groups)],
-    )
-
-
-def random_geometry(rng: random.Random) -> Geometry:
-    kernel, stride, dilation = (
-        (rng.choice((1, 1, 2, 3, 5)), rng.choice((1, 1, 2, 3))),
-        (rng.choice((1, 1, 1, 2, 3)), rng.choice((1, 1, 1, 2, 3))),
-        (rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2, 3))),
-    )
-    top, bottom, left, right = (rng.choice((0, 0, 1, 2, 4)) for _ in range(4))
-    height, width = (
-        max(1, dilation[i] * (kernel[i] - 1) + 1 - pad) + rng.choice((0, 1, 3, rng.randrange(20)))
-        for i, pad in enumerate((top + bottom, left + right))
-    )
-    return Geometry((height, width), kernel, stride, (top, bottom, left, right), dilation)
-
-
-def check_random_case(seed: int) -> None:
-    rng = random.Random(seed)
-    torch.manual_seed(seed)
-    partition, geometry = random_partition(rng), random_geometry(rng)
-    x, weight, bias = tensors(partition, geometry, rng.randint(1, 6), rng.choice(DTYPES))
-    size = reference.output_size(geometry.input_size, geometry.kernel_size, *geometry.window)
-    residual = x.new_empty(len(x), partition.out_channels, *size).normal_()
-    layout, grad_layout, residual_layout = (rng.choice(list(LAYOUTS.values())) for _ in range(3))
-    with forced_isa(rng.choice(ISAS)):
-        check_convolution(
-            partition,
-            geometry,
-            layout(x),
-            weight,
-            rng.choice((None, bias)),
-            rng.choice((None, residual_layout(residual))),
-            rng.choice(ACTIVATIONS),
-            grad_layout,
-        )
-
-
-def test_thousands_of_random_cases() -> None:
-    first = int(os.environ.get("GROUPCONV_SEED", time.time_ns() % 2**31))
-    end = time.monotonic() + 12
-    for seed in range(first, first + 5000):
-        try:
-            check_random_case(seed)
-        except BaseException:
-            print(f"replay with GROUPCONV_SEED={seed}")
-            raise
-        if time.monotonic() > end:
-            return
 
 
 # ---- the sizes at which things end --------------------------------------------------------------

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/inline.h"
+
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -16,9 +18,6 @@
 // GCC 12 warns about its own AVX-512 headers, which leave unused lanes undefined on purpose.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-
-#define GROUPCONV_INLINE inline __attribute__((always_inline))
-#define GROUPCONV_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace groupconv::cpu {
 namespace {

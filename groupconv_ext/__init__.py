@@ -10,6 +10,7 @@ Read :mod:`groupconv_ext.partition` first: it holds the one idea.
 """
 
 from . import backends, nn, reference, report
+from .chain import chain
 from .doctor import doctor
 from .functional import conv1d, conv2d
 from .learned import dgconv_conv2d, dgconv_weight, flgc_conv2d, flgc_weight
@@ -21,6 +22,7 @@ __all__ = [
     "Partition",
     "__version__",
     "backends",
+    "chain",
     "conv1d",
     "conv2d",
     "dgconv_conv2d",

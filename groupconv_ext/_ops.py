@@ -8,7 +8,7 @@ backends, and ``unavailable`` says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from .window import Window
 
 __all__ = [
     "LIBRARY",
+    "chain",
+    "chain_grad",
     "conv2d",
     "conv2d_input_grad",
     "conv2d_weight_grad",
@@ -33,6 +35,7 @@ __all__ = [
     "mask_weight",
     "pack",
     "row_labels",
+    "two_level",
     "unavailable",
     "unpack",
 ]
@@ -256,6 +259,55 @@ def _fake_kronecker_conv2d_grad(
     return _fake_kronecker_grad(grad, weight, gates)
 
 
+# ---- layers of more than one convolution -------------------------------------------------------
+
+
+def _fake_two_level(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    restriction: torch.Tensor,
+    bias: torch.Tensor | None,
+    table: torch.Tensor,
+    out_channels: int,
+    groups: int,
+    *window: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check_devices(x, weight, restriction, bias, table)
+    height, width = restriction.shape[1:]
+    size = Window(*window).output_size(x.shape[2], x.shape[3], height, width)
+    return (
+        _empty(x, (x.shape[0], out_channels, *size), is_channels_last(x)),
+        _empty(x, (x.shape[0], groups, *size), is_channels_last(x)),
+    )
+
+
+def _fake_chain(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    bias: torch.Tensor | None,
+    tables: Sequence[torch.Tensor],
+    out_channels: int,
+    activation: int,
+) -> torch.Tensor:
+    _check_devices(x, bias, *weights, *tables)
+    return _empty(x, (x.shape[0], out_channels, x.shape[2], x.shape[3]), is_channels_last(x))
+
+
+def _fake_chain_grad(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    tables: Sequence[torch.Tensor],
+    entries: int,
+    needs_input_grad: bool,
+    needs_weight_grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check_devices(grad, x, *weights, *tables)
+    sizes = (x.shape[0], x.shape[1], x.shape[2], x.shape[3])
+    input_grad = _empty(x, sizes, is_channels_last(x)) if needs_input_grad else x.new_empty(0)
+    return input_grad, x.new_empty(entries if needs_weight_grad else 0)
+
+
 Batched = tuple[torch.Tensor, int]
 
 
@@ -272,7 +324,9 @@ def _unfold(y: torch.Tensor, size: int) -> Batched:
 def _one_by_one(op: Any, size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
     """Every weight of a batch of weights is a convolution of its own."""
 
-    def pick(arg: Any, dim: int | None, i: int) -> Any:
+    def pick(arg: Any, dim: Any, i: int) -> Any:
+        if isinstance(dim, (list, tuple)):
+            return [pick(part, part_dim, i) for part, part_dim in zip(arg, dim, strict=True)]
         return arg if dim is None else arg.select(dim, i)
 
     results = [
@@ -310,6 +364,16 @@ def _batch_input_grad(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batche
 def _batch_weight_grad(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
     batched: Batched = _one_by_one(conv2d_weight_grad, info.batch_size, in_dims, args)
     return batched
+
+
+def _batch_chain(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
+    size = info.batch_size
+    x, *rest = args
+    x_dim, weight_dims, bias_dim, *_ = in_dims
+    if bias_dim is not None or any(dim is not None for dim in weight_dims or ()):
+        batched: Batched = _one_by_one(chain, size, in_dims, args)
+        return batched
+    return _unfold(chain(_fold(x, x_dim, size), *rest), size)
 
 
 def _register(name: str, fake: Callable[..., Any], batch: Callable[..., Batched]) -> Any:
@@ -365,3 +429,6 @@ kronecker_conv2d_grad: Callable[..., Pair] = _register_looping(
 label_grad: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = _register_looping(
     "label_grad", _fake_label_grad
 )
+chain: Op = _register("chain", _fake_chain, _batch_chain)
+chain_grad: Callable[..., Pair] = _register_looping("chain_grad", _fake_chain_grad)
+two_level: Callable[..., Pair] = _register_looping("two_level", _fake_two_level)

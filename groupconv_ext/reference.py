@@ -25,6 +25,7 @@ from .partition import Partition, kronecker_radices
 
 __all__ = [
     "activations",
+    "chain",
     "conv2d",
     "conv2d_input_grad",
     "conv2d_weight_grad",
@@ -78,6 +79,21 @@ def conv2d(
     if residual is not None:
         y = y + residual
     return _activation(activation)(y)
+
+
+def chain(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    bias: torch.Tensor | None,
+    partitions: Sequence[Partition],
+    activation: str | None = None,
+) -> torch.Tensor:
+    """Pointwise convolutions one after another, ``act(W_S … W_1 x + bias)``."""
+    for weight, partition in zip(weights, partitions, strict=True):
+        x = conv2d(x, weight, None, partition)
+    if bias is not None:
+        x = x + bias[:, None, None]
+    return _activation(activation)(x)
 
 
 def conv2d_input_grad(

@@ -29,6 +29,7 @@ FLOORS = (
         "functional",
         "learned",
     ),
+    *("chain", "two_level"),
     *("nn", "models"),
     *("deploy", "train", "parallel"),
     *("report", "doctor"),

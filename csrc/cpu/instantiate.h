@@ -1,6 +1,7 @@
 // Instantiates every kernel family for the instruction set that this file is compiled for.
 #pragma once
 
+#include "cpu/chain.h"
 #include "cpu/convolve.h"
 #include "cpu/dispatch.h"
 #include "cpu/masked.h"
@@ -18,6 +19,7 @@ constexpr TypedKernels<Stored> typed_kernels{
     unpack<Stored, Stored>, unpack<Stored, compute_t<Stored>>,
     mask_weight<Stored>,    label_grad<Stored>,
     logit_grad<Stored>,     kronecker_grad<Stored>,
+    chain<Stored>,          chain_grad<Stored>,
 };
 
 constexpr KernelTable table_for(const char* isa) {

@@ -32,7 +32,11 @@ struct ConvolveProblem {
 
   Image<const Stored> source;
   Image<Stored> dest;
-  Image<const Stored> residual;  // data == nullptr: none; otherwise it has dest's strides
+  Image<const Stored> residual;  // data == nullptr: none; otherwise it has dest's strides, but for stride_n
+  // Two levels: every group makes one channel of `shared`, and all groups read all of them, pixel by pixel.
+  // A row of the weight is then followed by its weights for shared: reads · window_area + groups of them.
+  const Compute* restriction = nullptr;  // for each group [reads, window]; null: one level
+  Image<Stored> shared;
   const Compute* weight = nullptr;
   const Compute* bias = nullptr;  // one per destination channel, or null
   const PartitionView* partition = nullptr;
@@ -119,6 +123,41 @@ struct KroneckerGradProblem {
   Threads threads;
 };
 
+// One pointwise convolution of a chain.
+template <class Compute>
+struct ChainStage {
+  const PartitionView* partition = nullptr;
+  const Compute* weight = nullptr;
+};
+
+// Images are single rows (Image::as_row), and the sweep is the pointwise one over them.
+template <class Stored>
+struct ChainProblem {
+  Image<const Stored> source;
+  Image<Stored> dest;
+  const ChainStage<compute_t<Stored>>* stages = nullptr;
+  int64_t count = 0;
+  const compute_t<Stored>* bias = nullptr;  // one per channel of dest, or null
+  const Sweep* sweep = nullptr;
+  Activation activation = Activation::none;
+  Threads threads;
+};
+
+// weight_grad has `slices` copies of the stages' packed gradients, one stage after another, zeroed; the
+// caller adds them up in order.
+template <class Stored>
+struct ChainGradProblem {
+  Image<const Stored> source;
+  Image<const Stored> grad;
+  Image<Stored> source_grad;                 // data == nullptr: not asked for
+  compute_t<Stored>* weight_grad = nullptr;  // null: not asked for
+  int64_t slices = 1;
+  const ChainStage<compute_t<Stored>>* stages = nullptr;
+  int64_t count = 0;
+  const Sweep* sweep = nullptr;
+  Threads threads;
+};
+
 template <class Stored>
 struct TypedKernels {
   void (*convolve)(const ConvolveProblem<Stored>&);
@@ -131,6 +170,8 @@ struct TypedKernels {
   void (*label_grad)(const LabelGradProblem<Stored>&);
   void (*logit_grad)(const LogitGradProblem<Stored>&);
   void (*kronecker_grad)(const KroneckerGradProblem<Stored>&);
+  void (*chain)(const ChainProblem<Stored>&);
+  void (*chain_grad)(const ChainGradProblem<Stored>&);
 };
 
 struct KernelTable {

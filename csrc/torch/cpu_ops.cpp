@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <tuple>
 #include <vector>
 
 #include "core/numeric.h"
@@ -14,28 +15,6 @@
 
 namespace groupconv::ops {
 namespace {
-
-// Below this many multiply-adds waking a thread costs more than it saves.
-constexpr int64_t worth_a_thread = 1 << 17;
-
-void check_weight(const Tensor& weight, const PartitionView& partition) {
-  STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == partition.entries(),
-                  "the packed weight must have sizes [", partition.entries(), ", kh, kw], got ",
-                  sizes_text(weight));
-}
-
-void check_dtype(const Tensor& tensor) {
-  for_dtype(tensor, [](auto) {});
-}
-
-// In the type that is computed in, contiguous; the tensor itself where it already is.
-template <class Stored>
-Tensor for_compute(const Tensor& tensor) {
-  const Tensor typed = tensor.scalar_type() == compute_dtype<Stored>
-                           ? tensor
-                           : torch::stable::to(tensor, compute_dtype<Stored>);
-  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
-}
 
 // What one pixel of the source takes in scratch: where it is channels_last, all channels are staged at once.
 template <class Stored>
@@ -128,7 +107,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   Tensor added = output;
   if (residual) {
     added = *residual;
-    for (int64_t d = 0; d < 4; ++d) {
+    // Images may lie further apart: a residual is often some of the channels of a larger tensor.
+    for (int64_t d = 1; d < 4; ++d) {
       if (residual->stride(d) == output.stride(d)) continue;
       added = empty_image(input, sizes, channels_last);
       torch::stable::copy_(added, *residual);
@@ -164,6 +144,72 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     cpu::typed<Stored>(cpu::kernels()).convolve(problem);
   });
   return output;
+}
+
+// conv2d of two levels: a channel z_g = restriction_g * input for every group, and all of z added to every
+// group's outputs pixel by pixel. Returns the output and z.
+std::tuple<Tensor, Tensor> two_level(const Tensor& input, const Tensor& weight, const Tensor& restriction,
+                                     const std::optional<Tensor>& bias, const Tensor& table,
+                                     int64_t out_channels, int64_t groups, int64_t stride_h, int64_t stride_w,
+                                     int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                                     int64_t dilation_h, int64_t dilation_w) {
+  check_image("input", input);
+  const PartitionView partition = read_partition(table, input.size(1), out_channels);
+  STD_TORCH_CHECK(groups == partition.groups, "groups is ", groups, ", the partition table says ",
+                  partition.groups);
+  check_like("weight", weight, "input", input);
+  check_like("restriction", restriction, "input", input);
+  const int64_t reads = partition.inputs.offsets[partition.groups];
+  STD_TORCH_CHECK(restriction.dim() == 3 && restriction.size(0) == reads, "restriction must have sizes [",
+                  reads, ", kh, kw], got ", sizes_text(restriction));
+  const Window window = make_window(restriction.size(1), restriction.size(2), stride_h, stride_w, pad_top,
+                                    pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
+  int64_t own, across, weights;
+  STD_TORCH_CHECK(
+      !__builtin_mul_overflow(partition.entries(), window.area(), &own) &&
+          !__builtin_mul_overflow(out_channels, partition.groups, &across) &&
+          !__builtin_add_overflow(own, across, &weights) && weight.dim() == 1 && weight.size(0) == weights,
+      "weight must be flat, with a window for each of ", partition.entries(), " entries and ",
+      partition.groups, " more for each of ", out_channels, " outputs, got sizes ", sizes_text(weight));
+  if (bias) {
+    check_like("bias", *bias, "input", input);
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias must have sizes [", out_channels,
+                    "], got ", sizes_text(*bias));
+  }
+  const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));
+  check_dtype(input);
+
+  const bool channels_last = is_channels_last(input);
+  Tensor output = empty_image(input, sizes, channels_last);
+  Tensor shared = empty_image(input, {sizes[0], partition.groups, sizes[2], sizes[3]}, channels_last);
+  if (output.numel() == 0) return {output, shared};
+  for_dtype(input, [&](auto element) {
+    using Stored = decltype(element);
+    using Compute = cpu::compute_t<Stored>;
+    const Tensor typed_weight = for_compute<Stored>(weight);
+    const Tensor typed_restriction = for_compute<Stored>(restriction);
+    const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : typed_weight;
+    // Both levels read what is staged, so all channels are staged at once.
+    const int64_t channels = std::max<int64_t>(partition.in_channels, 1);
+    Sweep sweep = make_sweep(forward_axis(vertical(window), input.size(2), sizes[2]),
+                             forward_axis(horizontal(window), input.size(3), sizes[3]), window.kernel_w,
+                             cpu::tile_bytes / static_cast<int64_t>(sizeof(Compute)) / channels);
+    check_span(sweep, partition.in_channels + out_channels + partition.groups);
+    cpu::ConvolveProblem<Stored> problem;
+    problem.source = image_of<const Stored>(input);
+    problem.dest = image_of<Stored>(output);
+    problem.shared = image_of<Stored>(shared);
+    problem.weight = static_cast<const Compute*>(typed_weight.data_ptr());
+    problem.restriction = static_cast<const Compute*>(typed_restriction.data_ptr());
+    if (bias) problem.bias = static_cast<const Compute*>(typed_bias.data_ptr());
+    problem.partition = &partition;
+    problem.window_area = window.area();
+    problem.sweep = &sweep;
+    problem.threads = threads_for(partition, window, sizes[0] * sizes[2] * sizes[3]);
+    if (collapse(sweep, problem.source, problem.dest)) problem.shared = problem.shared.as_row();
+    cpu::typed<Stored>(cpu::kernels()).convolve(problem);
+  });
+  return {output, shared};
 }
 
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
@@ -317,6 +363,7 @@ double fma_peak(double seconds) { return cpu::kernels().fma_peak(seconds); }
 
 STABLE_TORCH_LIBRARY_IMPL(groupconv, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&groupconv::ops::conv2d));
+  m.impl("two_level", TORCH_BOX(&groupconv::ops::two_level));
   m.impl("conv2d_input_grad", TORCH_BOX(&groupconv::ops::conv2d_input_grad));
   m.impl("conv2d_weight_grad", TORCH_BOX(&groupconv::ops::conv2d_weight_grad));
 }

@@ -9,17 +9,30 @@
 
 namespace groupconv::ops {
 
-inline PartitionView read_partition(const Tensor& table, int64_t in_channels, int64_t out_channels) {
+// Below this many multiply-adds waking a thread costs more than it saves.
+constexpr int64_t worth_a_thread = 1 << 17;
+
+inline void check_table(const Tensor& table) {
   STD_TORCH_CHECK(
       table.is_cpu() && table.dim() == 1 && table.scalar_type() == ScalarType::Int && table.is_contiguous(),
       "the partition table of a CPU op must be a contiguous 1-d int32 tensor on the CPU, got sizes ",
       sizes_text(table));
   check_memory("the partition table", table);
+}
+
+inline PartitionView read_partition(const Tensor& table, int64_t in_channels, int64_t out_channels) {
+  check_table(table);
   PartitionView view;
   const std::string wrong =
       parse_partition(table.const_data_ptr<int32_t>(), table.numel(), in_channels, out_channels, view);
   STD_TORCH_CHECK(wrong.empty(), wrong);
   return view;
+}
+
+inline void check_weight(const Tensor& weight, const PartitionView& partition) {
+  STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == partition.entries(),
+                  "the packed weight must have sizes [", partition.entries(), ", kh, kw], got ",
+                  sizes_text(weight));
 }
 
 // float and double compute in themselves, bfloat16 in float.
@@ -33,8 +46,21 @@ auto for_dtype(const Tensor& tensor, const Body& body) {
   }
 }
 
+inline void check_dtype(const Tensor& tensor) {
+  for_dtype(tensor, [](auto) {});
+}
+
 template <class Stored>
 constexpr ScalarType compute_dtype = std::is_same_v<Stored, double> ? ScalarType::Double : ScalarType::Float;
+
+// In the type that is computed in, contiguous; the tensor itself where it already is.
+template <class Stored>
+Tensor for_compute(const Tensor& tensor) {
+  const Tensor typed = tensor.scalar_type() == compute_dtype<Stored>
+                           ? tensor
+                           : torch::stable::to(tensor, compute_dtype<Stored>);
+  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,

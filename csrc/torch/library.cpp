@@ -54,6 +54,20 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
       "kronecker_conv2d_grad(Tensor grad, Tensor input, Tensor weight, Tensor gates, int stride_h, "
       "int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, "
       "int dilation_w) -> (Tensor, Tensor)");
+  // z = a channel for each group, [reads, kh, kw] of restriction; y = conv(input) + all of z pixel by pixel + bias;
+  // weight is flat, and in it a row of a block is followed by its weights for z. Returns y and z
+  m.def(
+      "two_level(Tensor input, Tensor weight, Tensor restriction, Tensor? bias, Tensor table, int out_channels, "
+      "int groups, int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, "
+      "int dilation_h, int dilation_w) -> (Tensor, Tensor)");
+  // activation(W_S … W_1 input + bias): pointwise stages, each with a packed weight [entries, 1, 1] and a table
+  m.def(
+      "chain(Tensor input, Tensor[] weights, Tensor? bias, Tensor[] tables, int out_channels, int activation) "
+      "-> Tensor");
+  // ∂L/∂input and the stages' ∂L/∂weight one after another, [Σ entries]; of size 0 where not asked for
+  m.def(
+      "chain_grad(Tensor grad, Tensor input, Tensor[] weights, Tensor[] tables, int entries, "
+      "bool needs_input_grad, bool needs_weight_grad) -> (Tensor, Tensor)");
   // GFLOP/s of independent float32 multiply-adds on one thread
   m.def("fma_peak(float seconds) -> float");
 }

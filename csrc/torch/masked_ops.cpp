@@ -13,10 +13,10 @@ namespace groupconv::ops {
 namespace {
 
 // Below this many weights waking a thread costs more than it saves.
-constexpr int64_t worth_a_thread = 1 << 18;
+constexpr int64_t weights_worth_a_thread = 1 << 18;
 
 cpu::Threads threads_for(int64_t weights) {
-  return weights < worth_a_thread ? cpu::Threads{} : torch_threads();
+  return weights < weights_worth_a_thread ? cpu::Threads{} : torch_threads();
 }
 
 Tensor as_contiguous(const Tensor& tensor) {
@@ -343,7 +343,7 @@ std::tuple<Tensor, Tensor, Tensor> label_grad(const Tensor& grad, const Tensor& 
     using Stored = decltype(element);
     using Compute = cpu::compute_t<Stored>;
     // A fixed cut, whatever the number of threads.
-    const int64_t slices = grad.numel() < worth_a_thread ? 1 : 4;
+    const int64_t slices = grad.numel() < weights_worth_a_thread ? 1 : 4;
     Tensor weight_grad = empty_with(grad, masked ? with_window_of(weight, 0, {}) : std::vector<int64_t>{0},
                                     grad.scalar_type());
     std::vector<Compute> sums(static_cast<size_t>(slices * groups * ins)),

@@ -1,0 +1,170 @@
+"""The two-level group convolution as a function, in one pass over the input and the output.
+
+    z_k = R_k * x[inputs_k]                                  one channel for every group k
+    y[outputs_k] = A_k * x[inputs_k] + S[outputs_k] z + bias[outputs_k]
+
+(two_level, eq. 3.3-3.5). In the native operation a tile of x is staged once; z is made from it, and
+its few channels are then so many more rows in the sum of each of A's groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from . import _ops
+from ._ops import is_channels_last
+from .autograd import convolve, input_grad, wants_grad, weight_grad
+from .backends import Call, choose
+from .functional import conv2d
+from .partition import Partition
+from .window import IntOrPair, Padding, Window, make_window
+
+__all__ = ["TwoLevelPartitions", "two_level_conv2d"]
+
+_POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
+
+
+class TwoLevelPartitions:
+    """The partitions of A (given), R and S.
+
+    Attributes:
+        within: A's, even and contiguous.
+        restrict: R's, one output for each of the groups.
+        spread: S's, one group from all of z to all outputs.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        self.within = Partition.contiguous(in_channels, out_channels, groups)
+        self.restrict = Partition.contiguous(in_channels, groups, groups)
+        self.spread = Partition.contiguous(groups, out_channels, 1)
+
+
+def two_level_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    restriction: torch.Tensor,
+    coarse: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    partitions: TwoLevelPartitions,
+    stride: IntOrPair = 1,
+    padding: Padding = 0,
+    dilation: IntOrPair = 1,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Convolve ``x`` ``[B, C, H, W]``.
+
+    Args:
+        x: The input.
+        weight: A, ``[N, C / G, kh, kw]``.
+        restriction: R, ``[G, C / G, kh, kw]``.
+        coarse: S, ``[N, G]``.
+        bias: ``[N]``.
+        partitions: Of A, R and S.
+        stride: As in :func:`~groupconv_ext.conv2d`, and so are the rest.
+        padding: See ``stride``.
+        dilation: See ``stride``.
+        backend: The native kernels for the CPU do both levels in one pass, every other backend
+            in three convolutions.
+    """
+    device = x.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    needs_grad = wants_grad(x, weight, restriction, coarse, bias)
+    call = Call(device, dtype, needs_grad, forward_ad._current_level >= 0)
+    fits = x.dim() == 4 and x.shape[1] == partitions.within.in_channels and weight.dtype == x.dtype
+    fused = choose(backend, call).name == "native" and device in ("cpu", "meta")
+    if not (fused and (fits or autocast)):  # what does not fit is refused by conv2d
+        settings: dict[str, Any] = {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "backend": backend,
+        }
+        z = conv2d(x, restriction, partition=partitions.restrict, **settings)
+        within = conv2d(x, weight, partition=partitions.within, **settings)
+        columns = coarse[:, :, None, None]
+        spread = partitions.spread
+        return conv2d(z, columns, bias, partition=spread, residual=within, backend=backend)
+    if autocast:
+        x, weight, restriction, coarse = (t.to(dtype) for t in (x, weight, restriction, coarse))
+        bias = None if bias is None else bias.to(dtype)
+    window = make_window(weight.shape[2], weight.shape[3], stride, padding, dilation)
+    window.output_size(x.shape[2], x.shape[3], weight.shape[2], weight.shape[3])  # or an error
+    packed, packed_restriction = weight.flatten(0, 1), restriction.flatten(0, 1)
+    tensors = (x, packed, packed_restriction, coarse, bias, partitions.within.table(x.device))
+    if not needs_grad:
+        return _fused(*tensors, window)[0]
+    y: torch.Tensor = _TwoLevel.apply(  # type: ignore[no-untyped-call]
+        *tensors, partitions.within, partitions.restrict, partitions.spread, window
+    )[0]
+    return y
+
+
+def _fused(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    restriction: torch.Tensor,
+    coarse: torch.Tensor,
+    bias: torch.Tensor | None,
+    table: torch.Tensor,
+    window: Window,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    outputs, groups = coarse.shape
+    rows = torch.cat((weight.reshape(outputs, -1), coarse), 1).flatten()
+    return _ops.two_level(x, rows, restriction, bias, table, outputs, groups, *window)
+
+
+class _TwoLevel(torch.autograd.Function):
+    """y and z; z for the backward pass, which differentiates the three convolutions."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        restriction: torch.Tensor,
+        coarse: torch.Tensor,
+        bias: torch.Tensor | None,
+        table: torch.Tensor,
+        within: Partition,
+        restrict: Partition,
+        spread: Partition,
+        window: Window,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return _fused(x, weight, restriction, coarse, bias, table, window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        x, weight, restriction, coarse, *_, ctx.within, ctx.restrict, ctx.spread, ctx.window = (
+            inputs
+        )
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, restriction, coarse, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, restriction, coarse, z = ctx.saved_tensors
+        need_x, need_weight, need_restriction, need_coarse, need_bias, *_ = ctx.needs_input_grad
+        if wants_grad(x, restriction):  # z as it came out of the kernel has no derivatives
+            z = convolve(x, restriction, None, None, ctx.restrict, ctx.window, "none")
+        size, last = (x.shape[2], x.shape[3]), is_channels_last(x)
+        kernel = (weight.shape[1], weight.shape[2])
+        packed = coarse.reshape(-1, 1, 1)
+        by_x = by_weight = by_restriction = by_coarse = None
+        by_z = input_grad(grad, packed, ctx.spread, _POINTWISE, (z.shape[2], z.shape[3]), last)
+        if need_x:
+            by_x = input_grad(grad, weight, ctx.within, ctx.window, size, last)
+            by_x = by_x + input_grad(by_z, restriction, ctx.restrict, ctx.window, size, last)
+        if need_weight:
+            by_weight = weight_grad(grad, x, ctx.within, ctx.window, kernel)
+        if need_restriction:
+            by_restriction = weight_grad(by_z, x, ctx.restrict, ctx.window, kernel)
+        if need_coarse:
+            by_coarse = weight_grad(grad, z, ctx.spread, _POINTWISE, (1, 1)).view_as(coarse)
+        by_bias = grad.sum((0, 2, 3)) if need_bias else None
+        return by_x, by_weight, by_restriction, by_coarse, by_bias, *(None,) * 5

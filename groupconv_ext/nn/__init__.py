@@ -1,18 +1,43 @@
 """Layers, one file a method."""
 
 from ._learned import GroupedLayer
+from .condense import CondenseConv2d
+from .convert import convert, parameter_groups, structure
 from .dgconv import DGConv2d, ResourceConstraint
 from .flgc import FLGConv1d, FLGConv2d
+from .interleaved import (
+    IGCV2Conv2d,
+    IGCV3Block,
+    InterleavedConv2d,
+    balanced,
+    complementary,
+    compose,
+)
 from .partitioned import PartitionedConv1d, PartitionedConv2d
+from .separable import DepthwiseSeparableConv2d, XceptionConv2d
 from .shuffle import ShuffledConv2d
+from .two_level import TwoLevelConv2d
 
 __all__ = [
+    "CondenseConv2d",
     "DGConv2d",
+    "DepthwiseSeparableConv2d",
     "FLGConv1d",
     "FLGConv2d",
     "GroupedLayer",
+    "IGCV2Conv2d",
+    "IGCV3Block",
+    "InterleavedConv2d",
     "PartitionedConv1d",
     "PartitionedConv2d",
     "ResourceConstraint",
     "ShuffledConv2d",
+    "TwoLevelConv2d",
+    "XceptionConv2d",
+    "balanced",
+    "complementary",
+    "compose",
+    "convert",
+    "parameter_groups",
+    "structure",
 ]

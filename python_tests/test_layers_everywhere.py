@@ -1,0 +1,197 @@
+"""Every layer compiled, exported, cast, copied, saved, on meta and in two processes."""
+
+import copy
+import io
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from groupconv_ext.nn import (
+    CondenseConv2d,
+    DepthwiseSeparableConv2d,
+    IGCV2Conv2d,
+    IGCV3Block,
+    InterleavedConv2d,
+    TwoLevelConv2d,
+    XceptionConv2d,
+    convert,
+)
+
+
+def condensed() -> CondenseConv2d:
+    layer = CondenseConv2d(12, 12, 3, padding=1, groups=4)
+    layer.condense(0.2)
+    return layer
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "two-level": lambda: TwoLevelConv2d(12, 12, 3, padding=1, groups=3),
+    "IGC": lambda: InterleavedConv2d(12, 12, 3, padding=1, primary_groups=4),
+    "IGCV2": lambda: IGCV2Conv2d(12, 12, 3, padding=1, branch_channels=[3, 4]),
+    "IGCV3": lambda: IGCV3Block(12, 12, expansion=2),
+    "separable": lambda: DepthwiseSeparableConv2d(12, 12, 3, padding=1),
+    "Xception": lambda: XceptionConv2d(12, 12, 3, padding=1),
+    "condensing": condensed,
+    "condensed": lambda: convert(condensed()),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request: pytest.FixtureRequest) -> nn.Module:
+    return LAYERS[request.param]()
+
+
+def image(**options: Any) -> torch.Tensor:
+    return torch.randn(2, 12, 6, 7, **options)
+
+
+def gradients(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    x = x.detach().requires_grad_()
+    return list(torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]))
+
+
+def test_compiles_into_one_graph(layer: nn.Module) -> None:
+    x = image()
+    layer.eval()  # batch statistics would make two calls differ
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    for ours, theirs in zip(gradients(compiled, x), gradients(layer, x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_exports(layer: nn.Module) -> None:
+    x = image()
+    layer.eval()
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), layer(x))
+
+
+def test_autocast(layer: nn.Module) -> None:
+    x = image()
+    layer.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype in (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.1, atol=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(x).float().square().sum()
+    loss.backward()
+    for parameter in layer.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+
+
+def test_channels_last_stays_channels_last(layer: nn.Module) -> None:
+    x = image()
+    last = x.contiguous(memory_format=torch.channels_last)
+    layer.eval()
+    y = layer(last)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, layer(x))
+    for ours, theirs in zip(gradients(layer, last), gradients(layer, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_are_independent(layer: nn.Module) -> None:
+    x = image()
+    layer.eval()
+    twin = copy.deepcopy(layer)
+    expected = layer(x)
+    torch.testing.assert_close(twin(x), expected)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(1)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_state_loads_safely(layer: nn.Module, request: pytest.FixtureRequest) -> None:
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other = LAYERS[request.node.callspec.params["layer"]]()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    x = image()
+    assert torch.equal(other.eval()(x), layer.eval()(x))
+
+
+def test_meta_device(layer: nn.Module) -> None:
+    shape = layer(image()).shape
+    meta = layer.to("meta")
+    assert meta(image(device="meta")).shape == shape
+    assert meta.to_empty(device="cpu")(image()).shape == shape
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **o: TwoLevelConv2d(12, 12, 3, groups=3, **o),
+        lambda **o: InterleavedConv2d(12, 12, 3, primary_groups=4, **o),
+        lambda **o: IGCV2Conv2d(12, 12, 3, **o),
+        lambda **o: XceptionConv2d(12, 12, 3, **o),
+        lambda **o: CondenseConv2d(12, 12, 3, groups=4, **o),
+    ],
+)
+def test_device_and_dtype_arguments(make: Callable[..., nn.Module]) -> None:
+    layer = make(device="meta", dtype=torch.float64)
+    assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
+    with torch.device("meta"):
+        layer = make()
+    assert all(p.is_meta for p in layer.parameters())
+    assert layer(image(device="meta")).shape == (2, 12, 4, 5)
+
+
+# ---- two processes ------------------------------------------------------------------------------
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        TwoLevelConv2d(12, 12, 3, padding=1, groups=3),
+        nn.ReLU(),
+        CondenseConv2d(12, 12, 1, groups=4),
+        IGCV2Conv2d(12, 12, 3, padding=1, branch_channels=[3, 4]),
+        InterleavedConv2d(12, 12, 3, padding=1, primary_groups=4),
+    ).double()
+
+
+def train(model: nn.Module, layers: nn.Sequential, images: torch.Tensor) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for step in range(4):
+        layers[2].condense(step / 4)
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+
+
+def one_of_two(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    layers = network()
+    images = torch.load(f"{folder}/images.pt", weights_only=True)
+    train(DistributedDataParallel(layers), layers, images[2 * rank :][:2])
+    torch.save(layers.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_train_as_one(tmp_path: Any) -> None:
+    images = torch.randn(4, 12, 6, 5, dtype=torch.float64)
+    torch.save(images, tmp_path / "images.pt")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port, str(tmp_path)), nprocs=2)
+    alone = network()
+    train(alone, alone, images)
+    for rank in (0, 1):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(state[name], value)

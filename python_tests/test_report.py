@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import PARTITIONS
+from torch import nn
 
+import groupconv_ext as gc
 from groupconv_ext.partition import Partition
 from groupconv_ext.report import plot_partition
 
@@ -137,3 +140,37 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_importing_the_library_does_not_import_matplotlib() -> None:
     program = "import sys, groupconv_ext.report; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+# ---- a whole network ----------------------------------------------------------------------------
+
+
+def test_structure_of_a_network_that_learned(pyplot: Any) -> None:
+    model = nn.Sequential(
+        gc.nn.FLGConv2d(8, 8, 1, groups=3),
+        gc.nn.DGConv2d(8, 8, 1, gates=[0, 1, 0]),
+        gc.nn.IGCV2Conv2d(8, 8, 3, padding=1, branch_channels=2),
+    )
+    model(torch.randn(1, 8, 4, 4))
+    with torch.no_grad():
+        model[1].gates.neg_()
+    model(torch.randn(1, 8, 4, 4))
+    figure = gc.report.plot_structure(model)
+    figure.canvas.draw()
+    axes = [axis for axis in figure.get_axes() if axis.axison]
+    titles = [axis.get_title() or axis.get_title(loc="left") for axis in axes]
+    assert [t.split("\n")[0] for t in titles[2:8]] == [
+        "0", "1", "2.depthwise", "2.stages.0", "2.stages.1", "2.stages.2",
+    ]  # fmt: skip
+    assert "groups" in titles[0]
+    assert "share" in titles[1]
+    bars = [round(patch.get_height()) for patch in axes[0].patches]
+    assert bars[1:] == [2, 8, 4, 4, 4]  # gates 1 0 1: one factor of two is apart
+    dynamics, gates = axes[8:]
+    (line,) = dynamics.get_lines()
+    assert line.get_ydata().tolist() == [4, 2, 2]
+    assert gates.get_images()[0].get_array().tolist() == [[0, 1], [1, 0], [0, 1]]
+    figure = gc.report.plot_structure(gc.nn.convert(model))
+    assert len([axis for axis in figure.get_axes() if axis.axison]) == 8
+    with pytest.raises(ValueError, match="no layer with a partition"):
+        gc.report.plot_structure(nn.Linear(2, 2))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_partition"]
+__all__ = ["draw_sorted_blocks", "group_colours", "plot_partition"]
 
 Lists: TypeAlias = Sequence[Sequence[int]]
 Colours: TypeAlias = npt.NDArray[np.float64]
@@ -78,6 +78,24 @@ def _colours(groups: int, colour_map: Callable[[Colours], Colours]) -> Colours:
         return np.array(few[:groups]) / 255
     # The lightest tenth would vanish on white.
     return colour_map(np.linspace(0, 0.9, groups))[:, :3]
+
+
+def group_colours(groups: int) -> Colours:
+    """A colour for each of so many things, one row each."""
+    from matplotlib import pyplot  # noqa: PLC0415 (optional, and slow to import)
+
+    return _colours(groups, pyplot.get_cmap("viridis"))
+
+
+def draw_sorted_blocks(ax: Axes, partition: Partition) -> None:
+    """The blocks of a partition, rows and columns sorted by group, and nothing written on them."""
+    rows, columns = partition.out_channels, sum(map(len, partition.inputs))
+    outputs, inputs = _runs(partition.outputs), _runs(partition.inputs)
+    image = _image(outputs, inputs, rows, max(columns, 1), group_colours(partition.groups))
+    ax.imshow(image, aspect="auto", interpolation="antialiased")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_color("#B0B0B0")
 
 
 def _draw_as_numbered(ax: Axes, partition: Partition, colours: Colours) -> None:

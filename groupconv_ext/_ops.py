@@ -21,6 +21,7 @@ __all__ = [
     "chain",
     "chain_grad",
     "conv2d",
+    "conv2d_backward",
     "conv2d_input_grad",
     "conv2d_weight_grad",
     "dense_conv2d_weight_grad",
@@ -41,6 +42,10 @@ __all__ = [
 ]
 
 LIBRARY = Path(__file__).with_name("_native.so")
+
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _load() -> str | None:
@@ -126,6 +131,24 @@ def _fake_weight_grad(
 ) -> torch.Tensor:
     _check_devices(grad, x, table)
     return x.new_empty(entries, kernel_h, kernel_w)
+
+
+def _fake_backward(
+    grad: torch.Tensor,
+    output: torch.Tensor | None,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    table: torch.Tensor,
+    *window_activation_and_wanted: int,
+) -> Triple:
+    _check_devices(grad, output, x, weight, table)
+    want_input, want_weight, want_bias = window_activation_and_wanted[-3:]
+    n, c, h, w = x.shape
+    return (
+        _empty(x, (n, c, h, w), is_channels_last(x)) if want_input else x.new_empty(0),
+        weight.new_empty(weight.shape) if want_weight else x.new_empty(0),
+        x.new_empty(grad.shape[1] if want_bias else 0),
+    )
 
 
 # ---- on learned groups -------------------------------------------------------------------------
@@ -418,7 +441,7 @@ dense_conv2d_weight_grad: Op = _register_looping(
 )
 mask_weight: Op = _register_looping("mask_weight", _fake_mask_weight)
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+conv2d_backward: Callable[..., Triple] = _register_looping("conv2d_backward", _fake_backward)
 kronecker_labels: Callable[..., Pair] = _register_looping(
     "kronecker_labels", _fake_kronecker_labels
 )
@@ -426,9 +449,7 @@ kronecker_grad: Callable[..., Pair] = _register_looping("kronecker_grad", _fake_
 kronecker_conv2d_grad: Callable[..., Pair] = _register_looping(
     "kronecker_conv2d_grad", _fake_kronecker_conv2d_grad
 )
-label_grad: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = _register_looping(
-    "label_grad", _fake_label_grad
-)
+label_grad: Callable[..., Triple] = _register_looping("label_grad", _fake_label_grad)
 chain: Op = _register("chain", _fake_chain, _batch_chain)
 chain_grad: Callable[..., Pair] = _register_looping("chain_grad", _fake_chain_grad)
 two_level: Callable[..., Pair] = _register_looping("two_level", _fake_two_level)

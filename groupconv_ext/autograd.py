@@ -146,11 +146,23 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
         x, weight, output = ctx.saved_tensors
+        need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
+        wanted = (need_x, need_weight, need_bias)
+        if (
+            any(wanted)
+            and not torch.is_grad_enabled()
+            and not (need_residual and output is not None)
+        ):
+            # Nobody differentiates this again, so one operation may do it all.
+            table = ctx.partition.table(x.device)
+            code = ACTIVATIONS.index(ctx.activation)
+            made = _ops.conv2d_backward(grad, output, x, weight, table, *ctx.window, code, *wanted)
+            grads = (g if want else None for g, want in zip(made, wanted, strict=True))
+            return *grads, grad if need_residual else None, *(None,) * 4
         if ctx.activation == "relu":
             grad = torch.ops.aten.threshold_backward(grad, output, 0)
         elif ctx.activation == "relu6":
             grad = torch.ops.aten.hardtanh_backward(grad, output, 0, 6)
-        need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
         if need_x:
             size = (x.shape[2], x.shape[3])

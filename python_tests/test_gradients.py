@@ -199,13 +199,16 @@ class Calls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.results: list[Any] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        result = func(*args, **(kwargs or {}))
         if func.namespace == "groupconv":
             self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
+            self.results.append(result)
+        return result
 
 
 @pytest.mark.parametrize("wanted", [*itertools.product([False, True], repeat=4)], ids=str)
@@ -219,10 +222,23 @@ def test_only_gradients_that_are_asked_for_are_computed(wanted: tuple[bool, ...]
         assert y.requires_grad == any(wanted)
         if any(wanted):
             y.sum().backward()
-    expected = ["conv2d"]
-    expected += ["conv2d_input_grad"] * wanted[0] + ["conv2d_weight_grad"] * wanted[1]
-    assert calls.names == expected
+    assert calls.names == ["conv2d", *["conv2d_backward"] * any(wanted[:3])]
+    if any(wanted[:3]):
+        assert [made.numel() > 0 for made in calls.results[1]] == list(wanted[:3])
     assert [t.grad is not None for t in inputs] == list(wanted)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)], ids=str)
+def test_only_gradients_that_are_asked_for_are_computed_in_a_graph(
+    wanted: tuple[bool, bool],
+) -> None:
+    x, weight, *_ = operands(OVERLAPPING, GEOMETRIES[0])
+    inputs = [t.detach().requires_grad_(w) for t, w in zip((x, weight), wanted, strict=True)]
+    with Calls() as calls:
+        y = function(OVERLAPPING, GEOMETRIES[0])(*inputs)
+        torch.autograd.grad(y.sum(), [t for t in inputs if t.requires_grad], create_graph=True)
+    expected = ["conv2d_input_grad"] * wanted[0] + ["conv2d_weight_grad"] * wanted[1]
+    assert calls.names == ["conv2d", *expected]
 
 
 def test_no_graph_where_gradients_are_off() -> None:

@@ -68,5 +68,17 @@ GROUPCONV_INLINE Vec<T> load_widened(const BFloat16* p, int64_t count) {
 #endif
 }
 
+// The first `count` ≤ lanes elements to where they are stored.
+template <class T>
+GROUPCONV_INLINE void store_narrowed(Vec<T> x, T* p, int64_t count) {
+  x.store(p, Vec<T>::first(count));
+}
+template <class T>
+GROUPCONV_INLINE void store_narrowed(Vec<T> x, BFloat16* p, int64_t count) {
+  T values[Vec<T>::lanes];
+  x.store(values);
+  for (int64_t i = 0; i < count; ++i) narrow(values[i], p[i]);
+}
+
 }  // namespace
 }  // namespace groupconv::cpu

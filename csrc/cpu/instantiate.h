@@ -4,9 +4,11 @@
 #include "cpu/chain.h"
 #include "cpu/convolve.h"
 #include "cpu/dispatch.h"
+#include "cpu/epilogue_grad.h"
 #include "cpu/masked.h"
 #include "cpu/masked_grad.h"
 #include "cpu/peak.h"
+#include "cpu/pointwise_backward.h"
 #include "cpu/weight_grad.h"
 
 namespace groupconv::cpu {
@@ -15,6 +17,7 @@ namespace {
 template <class Stored>
 constexpr TypedKernels<Stored> typed_kernels{
     convolve<Stored>,       weight_grad<Stored>,
+    epilogue_grad<Stored>,  pointwise_backward<Stored>,
     pack<Stored, Stored>,   pack<compute_t<Stored>, Stored>,
     unpack<Stored, Stored>, unpack<Stored, compute_t<Stored>>,
     mask_weight<Stored>,    label_grad<Stored>,

@@ -61,6 +61,37 @@ struct WeightGradProblem {
   Threads threads;
 };
 
+// Back through a clamp to the sum under it. All images have one layout: channels_last, or pixels that are
+// neighbours. bias_grad: null, or [slices][channels], zeroed, of which only the first is written where it is
+// not channels_last; the caller adds them up in order.
+template <class Stored>
+struct EpilogueGradProblem {
+  Image<const Stored> grad;
+  Image<const Stored> output;  // data == nullptr: nothing was clamped
+  Image<Stored> unclamped;     // data == nullptr: not wanted
+  Activation activation = Activation::none;
+  double* bias_grad = nullptr;
+  int64_t slices = 1;
+  Threads threads;
+};
+
+// All gradients of a pointwise convolution, its images flattened to rows. weight_grad and bias_grad have
+// `slices` copies, zeroed, which the caller adds up in order.
+template <class Stored>
+struct PointwiseBackwardProblem {
+  Image<const Stored> grad;
+  Image<const Stored> output;  // data == nullptr: nothing was clamped
+  Image<const Stored> input;
+  Image<Stored> input_grad;
+  const compute_t<Stored>* weight = nullptr;
+  compute_t<Stored>* weight_grad = nullptr;
+  double* bias_grad = nullptr;  // or null: not wanted
+  int64_t slices = 1;
+  const PartitionView* partition = nullptr;
+  Activation activation = Activation::none;
+  Threads threads;
+};
+
 // Between a dense weight [N, C, area] and the packed one of a partition; each kernel knows its types.
 struct PackProblem {
   void* dense = nullptr;
@@ -162,6 +193,8 @@ template <class Stored>
 struct TypedKernels {
   void (*convolve)(const ConvolveProblem<Stored>&);
   void (*weight_grad)(const WeightGradProblem<Stored>&);
+  void (*epilogue_grad)(const EpilogueGradProblem<Stored>&);
+  void (*pointwise_backward)(const PointwiseBackwardProblem<Stored>&);
   void (*pack)(const PackProblem&);         // as stored
   void (*cast_pack)(const PackProblem&);    // a dense weight in the type that is computed in
   void (*unpack)(const PackProblem&);       // as stored

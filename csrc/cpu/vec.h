@@ -76,6 +76,11 @@ struct Vec<float> {
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     return {_mm512_min_ps(high.v, _mm512_max_ps(low.v, x.v))};
   }
+  // x where low < y < high or they cannot be compared, zero elsewhere.
+  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
+    const Mask above = _mm512_cmp_ps_mask(y.v, low.v, _CMP_NLE_UQ);
+    return {_mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, y.v, high.v, _CMP_NGE_UQ), x.v)};
+  }
 };
 
 template <>
@@ -104,6 +109,10 @@ struct Vec<double> {
   }
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     return {_mm512_min_pd(high.v, _mm512_max_pd(low.v, x.v))};
+  }
+  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
+    const Mask above = _mm512_cmp_pd_mask(y.v, low.v, _CMP_NLE_UQ);
+    return {_mm512_maskz_mov_pd(_mm512_mask_cmp_pd_mask(above, y.v, high.v, _CMP_NGE_UQ), x.v)};
   }
 };
 
@@ -154,6 +163,11 @@ struct Vec<float> {
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     return {_mm256_min_ps(high.v, _mm256_max_ps(low.v, x.v))};
   }
+  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
+    const auto above = _mm256_cmp_ps(y.v, low.v, _CMP_NLE_UQ),
+               below = _mm256_cmp_ps(y.v, high.v, _CMP_NGE_UQ);
+    return {_mm256_and_ps(_mm256_and_ps(above, below), x.v)};
+  }
 };
 
 template <>
@@ -190,6 +204,11 @@ struct Vec<double> {
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     return {_mm256_min_pd(high.v, _mm256_max_pd(low.v, x.v))};
   }
+  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
+    const auto above = _mm256_cmp_pd(y.v, low.v, _CMP_NLE_UQ),
+               below = _mm256_cmp_pd(y.v, high.v, _CMP_NGE_UQ);
+    return {_mm256_and_pd(_mm256_and_pd(above, below), x.v)};
+  }
 };
 
 #else  // any processor
@@ -220,6 +239,9 @@ struct Vec {
   friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
     const T above = low.v > x.v ? low.v : x.v;
     return {high.v < above ? high.v : above};
+  }
+  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
+    return {y.v <= low.v || y.v >= high.v ? T(0) : x.v};
   }
 };
 

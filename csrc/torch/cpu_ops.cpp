@@ -36,12 +36,6 @@ void check_span(const Sweep& sweep, int64_t channels) {
   }
 }
 
-cpu::Threads threads_for(const PartitionView& partition, const Window& window, int64_t pixels) {
-  const int64_t work = partition.entries() * window.area();
-  if (work == 0 || pixels < worth_a_thread / work) return {};
-  return torch_threads();
-}
-
 // Pointwise over flat images: one long row, which needs no staging and can be cut anywhere.
 template <class Source, class Dest>
 bool collapse(Sweep& sweep, Image<Source>& source, Image<Dest>& dest) {

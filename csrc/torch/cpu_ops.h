@@ -62,6 +62,12 @@ Tensor for_compute(const Tensor& tensor) {
   return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
 }
 
+inline cpu::Threads threads_for(const PartitionView& partition, const Window& window, int64_t pixels) {
+  const int64_t work = partition.entries() * window.area();
+  if (work == 0 || pixels < worth_a_thread / work) return {};
+  return torch_threads();
+}
+
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
               int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,

@@ -17,6 +17,13 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
       "conv2d_weight_grad(Tensor grad, Tensor input, Tensor table, int entries, int kernel_h, int kernel_w, "
       "int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, "
       "int dilation_h, int dilation_w) -> Tensor");
+  // The gradients of input, weight and bias that are wanted (empty: not wanted) from the gradient of
+  // activation(conv(input) + bias), which is none, or a clamp whose output is given
+  m.def(
+      "conv2d_backward(Tensor grad, Tensor? output, Tensor input, Tensor weight, Tensor table, int stride_h, "
+      "int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, "
+      "int dilation_w, int activation, bool want_input, bool want_weight, bool want_bias) "
+      "-> (Tensor, Tensor, Tensor)");
   // Between dense [N, C, *kernel] and packed [entries, *kernel]; narrow: float32 to bfloat16, widen: back
   m.def("pack(Tensor dense, Tensor table, int entries, bool narrow) -> Tensor");
   m.def("unpack(Tensor packed, Tensor table, int out_channels, int in_channels, bool widen) -> Tensor");

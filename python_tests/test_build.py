@@ -118,7 +118,12 @@ def test_every_instruction_set_runs() -> None:
 def runnable(native: Any) -> list[str]:
     """The instruction sets that were built and that this processor has."""
     has = native.cpu_features()
-    needs = {"avx2": ("avx2", "fma"), "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl")}
+    avx512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+    needs = {
+        "avx2": ("avx2", "fma"),
+        "avx512": avx512,
+        "avx512_bf16": (*avx512, "avx512_bf16"),
+    }
     built = native.build_info()["instruction_sets"].split()
     return [name for name in built if all(has[feature] for feature in needs.get(name, ()))]
 
@@ -175,7 +180,7 @@ def attached_kernels(native: Any) -> list[str]:
 
 # ---- Instruction sets stay apart -----------------------------------------------------------------
 
-ISA_FILES = ("csrc/cpu/avx2.cpp", "csrc/cpu/avx512.cpp")
+ISA_FILES = ("csrc/cpu/avx2.cpp", "csrc/cpu/avx512.cpp", "csrc/cpu/avx512_bf16.cpp")
 
 
 def mergeable(path: Path) -> list[str]:

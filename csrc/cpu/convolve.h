@@ -12,15 +12,17 @@
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/multiply.h"
+#include "cpu/weights.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
 namespace {
 
-template <class Stored>
+template <class Stored, class Operand = compute_t<Stored>>
 class Convolution {
   using T = compute_t<Stored>;
   static constexpr bool computes_as_stored = __is_same(Stored, T);
+  static constexpr bool in_pairs = channels_in<Operand> == 2;
 
  public:
   explicit Convolution(const ConvolveProblem<Stored>& problem)
@@ -47,7 +49,7 @@ class Convolution {
     shared_ = p_.restriction ? groups_ : 0;
     // The first level is done before the second, and both read what is staged once.
     source_whole_ = source_whole_ || (shared_ > 0 && !source_direct_);
-    staged_ = source_direct_ ? 0 : source_whole_ ? p_.source.channels : most_sources_;
+    staged_ = source_direct_ ? 0 : operands_for<Operand>(source_whole_ ? p_.source.channels : most_sources_);
     summed_ = dest_direct_ ? 0 : dest_whole_ ? p_.dest.channels : most_dests_;
   }
 
@@ -56,46 +58,51 @@ class Convolution {
     const int64_t units = p_.dest.batch * groups_ / groups_at_once;
     const int64_t wanted = p_.threads.run ? divide_up(pieces_for_threads, units) : 1;
     const Tiling tiling(sweep_, staged_ * planes_.count, summed_ + shared_, sizeof(T), wanted);
+    const Sides<Stored> sides(p_);
+    const Weights<Stored, Operand> weights(sides);
     for_each_item(p_.threads, units * tiling.count, [&](int64_t item) {
       const int64_t first = item / tiling.count * groups_at_once;
-      run_tile(first / groups_, tiling.tile(sweep_, item % tiling.count), first % groups_, groups_at_once);
+      run_tile(weights, first / groups_, tiling.tile(sweep_, item % tiling.count), first % groups_,
+               groups_at_once);
     });
   }
 
  private:
-  void run_tile(int64_t n, const Tile& tile, int64_t first_group, int64_t group_count) const {
+  void run_tile(const Weights<Stored, Operand>& weights, int64_t n, const Tile& tile, int64_t first_group,
+                int64_t group_count) const {
     const PlaneShape shape(sweep_, tile);
     const int64_t length = tile_length(tile, shape.pitch);
-    const int64_t source_distance = row_distance<T>(planes_.count * shape.size);
+    const int64_t source_distance = row_distance<Operand>(planes_.count * shape.size);
     const int64_t sum_distance = row_distance<T>(length);
-    const int64_t depth = most_sources_ * taps_ + shared_;
+    const int64_t depth = operands_for<Operand>(most_sources_) * taps_ + shared_;
 
     Workspace space;
-    space.plan<T>(staged_ * source_distance);
+    space.plan<Operand>(staged_ * source_distance);
     space.plan<T>(shared_ * sum_distance);
     space.plan<T>(summed_ * sum_distance);
-    space.plan<const T*>(depth);
+    space.plan<const Operand*>(depth);
     space.plan<int64_t>(depth);
-    space.plan<T>(depth);
+    space.plan<Operand>(depth);
     space.plan<T*>(most_dests_ + 1);
     space.plan<const T*>(most_dests_);
     space.plan<T>(most_dests_);
     space.open();
-    T* staged = space.take<T>(staged_ * source_distance);
+    Operand* staged = space.take<Operand>(staged_ * source_distance);
     T* shared = space.take<T>(shared_ * sum_distance);
     T* sums = space.take<T>(summed_ * sum_distance);
-    const T** sources = space.take<const T*>(depth);
+    const Operand** sources = space.take<const Operand*>(depth);
     int64_t* steps = space.take<int64_t>(depth);
-    T* column = space.take<T>(depth);
+    Operand* column = space.take<Operand>(depth);
     T** dests = space.take<T*>(most_dests_ + 1);
     const T** residuals = space.take<const T*>(most_dests_);
     T* bias = space.take<T>(most_dests_);
 
     if (source_whole_)
-      stage(p_.source, n, {nullptr, staged_}, planes_, tile, shape, staged, source_distance, shape.size);
+      stage(p_.source, n, {nullptr, p_.source.channels}, planes_, tile, shape, staged, source_distance,
+            shape.size);
     if (clear_sums_) fill_zero(sums, summed_ * sum_distance);
 
-    MultiplyJob<T> job{};
+    MultiplyJob<Operand> job{};
     job.sources = sources;
     job.steps = steps;
     job.column = column;
@@ -110,37 +117,38 @@ class Convolution {
 
     // Fills `sources` and `steps` with the taps of a group's channels; returns how many there are.
     const auto list_taps = [&](int64_t g) {
-      SourceRows<T> rows{staged, source_distance, shape.size, shape.pitch};
-      if (source_direct_) rows = {direct(p_.source, n, tile), p_.source.stride_c, 0, 0};
+      SourceRows<Operand> rows{staged, source_distance, shape.size, shape.pitch};
+      if (source_direct_) rows = {direct<const Operand>(p_.source, n, tile), p_.source.stride_c, 0, 0};
       const bool by_channel = source_direct_ || source_whole_;
-      const int64_t channel_step = p_.window_area * (p_.transposed ? p_.partition->inputs.count(g) : 1);
       int64_t j = 0;
-      for (int64_t i = 0; i < sources_.count(g); ++i) {
+      for (int64_t i = 0; i < operands_for<Operand>(sources_.count(g)); ++i) {
         for (const Tap& tap : sweep_.taps) {
           sources[j] = rows.row(by_channel ? sources_.of(g)[i] : i, tap);
-          steps[j++] = i * channel_step + tap.weight;
+          steps[j++] = i * weights.source_step(g) + tap.weight;
         }
       }
       return j;
     };
 
-    if (shared_ > 0) {
-      MultiplyJob<T> restrict_job = job;
-      restrict_job.rows = 1;
-      restrict_job.accumulate = restrict_job.clamped = false;
-      for (int64_t g = 0; g < groups_; ++g) {
-        restrict_job.depth = list_taps(g);
-        restrict_job.weight = p_.restriction + sources_.offsets[g] * p_.window_area;
-        restrict_job.weight_row_stride = sources_.count(g) * p_.window_area;
-        dests[0] = shared + g * sum_distance;
-        // Each loaded value meets one weight only, so the taps of a channel have to find it in L1.
-        constexpr int64_t narrow = 4 * Vec<T>::lanes;
-        for (int64_t pixel = 0; pixel < length; pixel += narrow) {
-          multiply_span<T, 1>(restrict_job, 0, pixel, narrow);
+    if constexpr (!in_pairs) {
+      if (shared_ > 0) {
+        MultiplyJob<T> restrict_job = job;
+        restrict_job.rows = 1;
+        restrict_job.accumulate = restrict_job.clamped = false;
+        for (int64_t g = 0; g < groups_; ++g) {
+          restrict_job.depth = list_taps(g);
+          restrict_job.weight = p_.restriction + sources_.offsets[g] * p_.window_area;
+          restrict_job.weight_row_stride = sources_.count(g) * p_.window_area;
+          dests[0] = shared + g * sum_distance;
+          // Each loaded value meets one weight only, so the taps of a channel have to find it in L1.
+          constexpr int64_t narrow = 4 * Vec<T>::lanes;
+          for (int64_t pixel = 0; pixel < length; pixel += narrow) {
+            multiply_span<T, 1>(restrict_job, 0, pixel, narrow);
+          }
         }
+        unstage(shared, sum_distance, shape.pitch, {nullptr, shared_}, sweep_, tile,
+                Finish<T>(Activation::none), Image<const Stored>{}, p_.shared, n);
       }
-      unstage(shared, sum_distance, shape.pitch, {nullptr, shared_}, sweep_, tile,
-              Finish<T>(Activation::none), Image<const Stored>{}, p_.shared, n);
     }
 
     for (int64_t g = first_group; g < first_group + group_count; ++g) {
@@ -150,19 +158,19 @@ class Convolution {
         stage(p_.source, n, {sources_.of(g), sources_.count(g)}, planes_, tile, shape, staged,
               source_distance, shape.size);
       }
-      const int64_t reads = p_.partition->inputs.count(g);
       job.depth = list_taps(g);
-      for (int64_t i = 0; i < shared_; ++i) {
-        sources[job.depth] = shared + i * sum_distance;
-        steps[job.depth++] = reads * p_.window_area + i;
+      if constexpr (!in_pairs) {
+        for (int64_t i = 0; i < shared_; ++i) {
+          sources[job.depth] = shared + i * sum_distance;
+          steps[job.depth++] = sources_.count(g) * p_.window_area + i;
+        }
       }
-      job.weight = p_.weight + p_.partition->weight_offsets[g] * p_.window_area +
-                   p_.partition->outputs.offsets[g] * shared_;
-      job.weight_row_stride = p_.window_area * (p_.transposed ? 1 : reads) + shared_;
+      job.weight = weights.of(g) + p_.partition->outputs.offsets[g] * shared_;
+      job.weight_row_stride = weights.dest_step(g) + shared_;
 
       for (int64_t r = 0; r < job.rows; ++r) {
         if (dest_direct_) {
-          dests[r] = direct(p_.dest, n, tile) + to[r] * p_.dest.stride_c;
+          dests[r] = direct<T>(p_.dest, n, tile) + to[r] * p_.dest.stride_c;
         } else {
           dests[r] = sums + (dest_whole_ ? to[r] : r) * sum_distance;
         }
@@ -173,7 +181,7 @@ class Convolution {
       }
       if (dest_direct_ && p_.residual.data) {
         for (int64_t r = 0; r < job.rows; ++r) {
-          residuals[r] = direct(p_.residual, n, tile) + to[r] * p_.residual.stride_c;
+          residuals[r] = direct<const T>(p_.residual, n, tile) + to[r] * p_.residual.stride_c;
         }
         job.residuals = residuals;
       }
@@ -191,13 +199,13 @@ class Convolution {
     }
   }
 
-  // Only asked for where images are stored in the type that is computed in.
-  template <class Element>
-  static auto direct(const Image<Element>& image, int64_t n, const Tile& tile) {
-    if constexpr (computes_as_stored) {
+  // Only asked for where the image is stored as what is wanted.
+  template <class Wanted, class Element>
+  static Wanted* direct(const Image<Element>& image, int64_t n, const Tile& tile) {
+    if constexpr (__is_same(Wanted, Element)) {
       return image.at(n, 0, tile.row, tile.col);
     } else {
-      return static_cast<T*>(nullptr);
+      return nullptr;
     }
   }
 
@@ -213,6 +221,26 @@ class Convolution {
   int64_t shared_;           // channels that every group makes one of and reads all of
 };
 
+// Three quarters of the places in pairs are taken at least.
+template <class Stored>
+bool fills_pairs(const Sides<Stored>& sides) {
+  int64_t channels = 0, places = 0;
+  for (int64_t g = 0; g < sides.groups; ++g) {
+    channels += sides.sources.count(g);
+    places += 2 * operands_for<Pair<Stored>>(sides.sources.count(g));
+  }
+  return 4 * channels >= 3 * places;
+}
+
+// False where pairs would be half empty, or cannot be made of what the images hold.
+template <class Stored>
+bool convolve_pairs(const ConvolveProblem<Stored>& problem) {
+  const Sides<Stored> sides(problem);
+  if (!fills_pairs(sides) || problem.source.channels_last()) return false;
+  Convolution<Stored, Pair<Stored>>(problem).run();
+  return true;
+}
+
 template <class Stored>
 void convolve(const ConvolveProblem<Stored>& problem) {
   if (problem.restriction) return Convolution<Stored>(problem).run();
@@ -223,6 +251,9 @@ void convolve(const ConvolveProblem<Stored>& problem) {
     if constexpr (__is_same(Stored, compute_t<Stored>)) {
       if (DepthwiseRows<Stored>::suits(problem)) return DepthwiseRows<Stored>(problem).run();
     }
+  }
+  if constexpr (multiplies_stored<Stored>) {
+    if (convolve_pairs(problem)) return;
   }
   if (convolve_pixels(problem)) return;
   Convolution<Stored>(problem).run();

@@ -8,6 +8,7 @@
 // operands are masked there: zeroing one of them alone would turn an Inf in the other into a NaN.
 #pragma once
 
+#include "cpu/pair.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
@@ -18,11 +19,11 @@ struct CorrelateJob {
   const T* const* grads;    // [rows]
   const T* const* sources;  // [depth]
   const int64_t* steps;     // [depth] distance of source j's weight from a row's first weight
-  T* weight_grad;
+  sum_t<T>* weight_grad;
   int64_t weight_row_stride;
   int64_t rows, depth;
   int64_t length;
-  const uint16_t* lane_masks;  // one per vector, or null: every position is a pixel
+  const uint32_t* lane_masks;  // one per vector, or null: every position is a pixel
 };
 
 constexpr int correlate_rows_tile = vector_registers == 32 ? 4 : 3;
@@ -32,9 +33,9 @@ template <class T, int R, int J>
 void correlate_tile(const CorrelateJob<T>& job, int64_t row, int64_t first) {
   using V_ = Vec<T>;
   constexpr int lanes = V_::lanes;
-  V_ sums[R * J];
+  Vec<sum_t<T>> sums[R * J];
 #pragma GCC unroll 24
-  for (int i = 0; i < R * J; ++i) sums[i] = zero<T>();
+  for (int i = 0; i < R * J; ++i) sums[i] = zero<sum_t<T>>();
 
   const T* grads[R];
   const T* sources[J];
@@ -69,11 +70,11 @@ void correlate_tile(const CorrelateJob<T>& job, int64_t row, int64_t first) {
     }
   }
 
-  T totals[R * J];
+  sum_t<T> totals[R * J];
   sum_each<R * J>(sums, totals);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    T* out = job.weight_grad + (row + r) * job.weight_row_stride;
+    sum_t<T>* out = job.weight_grad + (row + r) * job.weight_row_stride;
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) out[job.steps[first + j]] += totals[r * J + j];
   }

@@ -1,5 +1,5 @@
 // Which instruction set runs: the best one that was built and that the processor has, or the one that
-// GROUPCONV_ISA (scalar | avx2 | avx512) or force_isa asks for.
+// GROUPCONV_ISA (scalar | avx2 | avx512 | avx512_bf16) or force_isa asks for.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -10,6 +10,7 @@ extern const KernelTable scalar_kernels;
 #if defined(GROUPCONV_X86)
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
+extern const TypedKernels<BFloat16> avx512_bf16_kernels;
 #endif
 
 // Throws std::runtime_error, with the reason, when GROUPCONV_ISA asks for one that can't run.

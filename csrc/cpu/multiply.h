@@ -11,6 +11,7 @@
 // Pixels are the outer loop: the tile of source rows stays in L1 while all destination rows pass over it.
 #pragma once
 
+#include "cpu/pair.h"
 #include "cpu/strides.h"
 #include "cpu/vec.h"
 
@@ -24,15 +25,15 @@ struct MultiplyJob {
   int64_t depth;
   const T* weight;
   int64_t weight_row_stride;
-  T* column;                  // [depth] scratch
-  T* const* dests;            // [rows]
-  const T* bias;              // [rows], or null
-  const T* const* residuals;  // [rows], or null
+  T* column;                         // [depth] scratch
+  sum_t<T>* const* dests;            // [rows]
+  const sum_t<T>* bias;              // [rows], or null
+  const sum_t<T>* const* residuals;  // [rows], or null
   int64_t rows;
   int64_t length;   // pixels
   bool accumulate;  // add to what dests hold
   bool clamped;
-  T low, high;
+  sum_t<T> low, high;
 };
 
 constexpr int max_tile_rows = vector_registers == 32 ? 8 : 4;
@@ -53,15 +54,16 @@ GROUPCONV_INLINE void prefetch_next(const T* source) {
 template <class T, int R, int V, bool Tail>
 void multiply_tile(const MultiplyJob<T>& job, int64_t row, int64_t pixel, typename Vec<T>::Mask tail) {
   using V_ = Vec<T>;
+  using Sum = Vec<sum_t<T>>;
   constexpr int lanes = V_::lanes;
-  const auto load = [&](const T* p, int v) GROUPCONV_INLINE_LAMBDA {
-    return Tail && v == V - 1 ? V_::load(p + v * lanes, tail) : V_::load(p + v * lanes);
+  const auto load = [&]<class E>(const E* p, int v) GROUPCONV_INLINE_LAMBDA {
+    return Tail && v == V - 1 ? Vec<E>::load(p + v * lanes, tail) : Vec<E>::load(p + v * lanes);
   };
 
-  V_ sums[R][V];
+  Sum sums[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const V_ start = job.bias ? V_::broadcast(job.bias[row + r]) : zero<T>();
+    const Sum start = job.bias ? Sum::broadcast(job.bias[row + r]) : zero<sum_t<T>>();
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sums[r][v] = start;
   }
@@ -86,7 +88,7 @@ void multiply_tile(const MultiplyJob<T>& job, int64_t row, int64_t pixel, typena
     }
   }
 
-  const auto add_rows = [&](const T* const* rows) GROUPCONV_INLINE_LAMBDA {
+  const auto add_rows = [&](const sum_t<T>* const* rows) GROUPCONV_INLINE_LAMBDA {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -96,7 +98,7 @@ void multiply_tile(const MultiplyJob<T>& job, int64_t row, int64_t pixel, typena
   if (job.accumulate) add_rows(job.dests);
   if (job.residuals) add_rows(job.residuals);
   if (job.clamped) {
-    const V_ low = V_::broadcast(job.low), high = V_::broadcast(job.high);
+    const Sum low = Sum::broadcast(job.low), high = Sum::broadcast(job.high);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -105,7 +107,7 @@ void multiply_tile(const MultiplyJob<T>& job, int64_t row, int64_t pixel, typena
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    T* dest = job.dests[row + r] + pixel;
+    sum_t<T>* dest = job.dests[row + r] + pixel;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       if (Tail && v == V - 1) {
@@ -157,6 +159,7 @@ void multiply_last_rows(const MultiplyJob<T>& job, int64_t row, int64_t pixel, i
 template <class T>
 class ColumnMultiply {
   using V_ = Vec<T>;
+  using Sum = Vec<sum_t<T>>;
   static constexpr int lanes = V_::lanes;
   static constexpr int rows_at_once = 8;
 
@@ -181,9 +184,9 @@ class ColumnMultiply {
  private:
   template <int R>
   void over_depth(int64_t row) const {
-    V_ sums[R];
+    Sum sums[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sums[r] = zero<T>();
+    for (int r = 0; r < R; ++r) sums[r] = zero<sum_t<T>>();
     const T* weight = job_.weight + row * job_.weight_row_stride;
     int64_t j = 0;
     for (; j + lanes <= job_.depth; j += lanes) {
@@ -201,14 +204,14 @@ class ColumnMultiply {
         sums[r] = multiply_add(V_::load(weight + r * job_.weight_row_stride + j, mask), x, sums[r]);
       }
     }
-    T totals[R];
+    sum_t<T> totals[R];
     sum_each<R>(sums, totals);
     for (int r = 0; r < R; ++r) finish(row + r, totals[r]);
   }
 
   void over_rows(int64_t row) const {
     const auto mask = V_::first(smaller<int64_t>(lanes, job_.rows - row));
-    V_ even = zero<T>(), odd = zero<T>();
+    Sum even = zero<sum_t<T>>(), odd = zero<sum_t<T>>();
     int64_t j = 0;
     for (; j + 2 <= job_.depth; j += 2) {
       const T* weight = job_.weight + row;
@@ -219,13 +222,13 @@ class ColumnMultiply {
       even = multiply_add(V_::load(job_.weight + row + job_.steps[j], mask), V_::broadcast(job_.column[j]),
                           even);
     }
-    T sums[lanes];
+    sum_t<T> sums[lanes];
     (even + odd).store(sums);
     for (int64_t r = 0; r < smaller<int64_t>(lanes, job_.rows - row); ++r) finish(row + r, sums[r]);
   }
 
-  void finish(int64_t row, T sum) const {
-    T* dest = job_.dests[row] + pixel_;
+  void finish(int64_t row, sum_t<T> sum) const {
+    sum_t<T>* dest = job_.dests[row] + pixel_;
     if (job_.bias) sum += job_.bias[row];
     if (job_.accumulate) sum += *dest;
     if (job_.residuals) sum += job_.residuals[row][pixel_];

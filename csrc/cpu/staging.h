@@ -10,6 +10,7 @@
 #include "core/sweep.h"
 #include "cpu/activation.h"
 #include "cpu/convert.h"
+#include "cpu/pair.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
@@ -137,13 +138,23 @@ template <class Stored>
 constexpr bool has_fast_block = false;
 #endif
 
+// To the type of a row: the same, or the one that is computed in.
+template <class T, class Stored>
+GROUPCONV_INLINE T element_of(Stored x) {
+  if constexpr (__is_same(Stored, T)) {
+    return x;
+  } else {
+    return widen(x);
+  }
+}
+
 // pixels × channels of a channels_last image, `pixel_stride` apart, to one row per channel.
 template <class Stored, class T>
 void transpose_in(const Stored* source, int64_t pixel_stride, int64_t pixels, int64_t channels, T* rows,
                   int64_t row_stride) {
   int64_t c = 0;
 #if defined(__AVX2__)
-  if constexpr (has_fast_block<Stored>) {
+  if constexpr (has_fast_block<Stored> && __is_same(T, float)) {
     for (int64_t p = 0; p < pixels; p += block) {
       for (c = 0; c + block <= channels; c += block) {
         stage_block(source + p * pixel_stride + c, pixel_stride, pixels - p, rows + c * row_stride + p,
@@ -153,7 +164,8 @@ void transpose_in(const Stored* source, int64_t pixel_stride, int64_t pixels, in
   }
 #endif
   for (; c < channels; ++c) {
-    for (int64_t p = 0; p < pixels; ++p) rows[c * row_stride + p] = widen(source[p * pixel_stride + c]);
+    for (int64_t p = 0; p < pixels; ++p)
+      rows[c * row_stride + p] = element_of<T>(source[p * pixel_stride + c]);
   }
 }
 
@@ -183,11 +195,28 @@ GROUPCONV_INLINE void widen_row(const Stored* from, int64_t stride, T* to, int64
     }
   }
   if (stride == 1) {
-    for (int64_t p = 0; p < count; ++p) to[p] = widen(from[p]);
+    for (int64_t p = 0; p < count; ++p) to[p] = element_of<T>(from[p]);
   } else if (stride == 2) {
-    for (int64_t p = 0; p < count; ++p) to[p] = widen(from[2 * p]);
+    for (int64_t p = 0; p < count; ++p) to[p] = element_of<T>(from[2 * p]);
   } else {
-    for (int64_t p = 0; p < count; ++p) to[p] = widen(from[p * stride]);
+    for (int64_t p = 0; p < count; ++p) to[p] = element_of<T>(from[p * stride]);
+  }
+}
+
+// to[p] = a number of the row and one of its partner, or zero where there is none.
+template <class Element, class Stored>
+GROUPCONV_INLINE void interleave_row(const Element* row, const Element* partner, Pair<Stored>* to,
+                                     int64_t count) {
+  for_each_vector<Pair<Stored>>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
+    Vec<Pair<Stored>>::interleave(row + i, partner ? partner + i : nullptr, mask).store(to + i, mask);
+  });
+}
+template <class Stored>
+GROUPCONV_INLINE void interleave_row(const Stored* row, const Stored* partner, int64_t stride,
+                                     Pair<Stored>* to, int64_t count) {
+  if (stride == 1) return interleave_row(row, partner, to, count);
+  for (int64_t p = 0; p < count; ++p) {
+    to[p] = {row[p * stride], partner ? partner[p * stride] : Stored{0}};
   }
 }
 
@@ -215,9 +244,9 @@ struct ChannelSet {
 
 // Planes that reach beyond the image are zero there; copying pixels in never touches the padding again.
 template <class T>
-void clear_planes(const Planes& planes, int64_t plane_distance, int64_t channels, const PlaneShape& shape,
+void clear_planes(const Planes& planes, int64_t plane_distance, int64_t rows, const PlaneShape& shape,
                   T* scratch, int64_t channel_distance) {
-  for (int64_t i = 0; i < channels; ++i) {
+  for (int64_t i = 0; i < rows; ++i) {
     for (int64_t plane = 0; plane < planes.count; ++plane) {
       fill_zero(scratch + i * channel_distance + plane * plane_distance, shape.size);
     }
@@ -225,14 +254,14 @@ void clear_planes(const Planes& planes, int64_t plane_distance, int64_t channels
 }
 
 // Fills scratch[i · channel_distance + plane · plane_distance + row · pitch + col] for the i-th channel of
-// the set, the padding excepted.
+// the set, or the i-th pair of channels, the padding excepted.
 template <class Stored, class T>
 void copy_planes(const Image<const Stored>& image, int64_t n, ChannelSet channels, const Planes& planes,
                  const Tile& tile, const PlaneShape& shape, T* scratch, int64_t channel_distance,
                  int64_t plane_distance) {
   const int64_t first_row = planes.first_row + tile.row, first_col = planes.first_col + tile.col;
   const int64_t pixel_stride = planes.step_w * image.stride_w;
-  const bool transposed = image.channels_last() && !channels.list;
+  const bool transposed = channels_in<T> == 1 && image.channels_last() && !channels.list;
   for (int64_t plane = 0; plane < planes.count; ++plane) {
     const Phase phase = planes.phases[plane];
     const Inside cols(first_col, shape.pitch, planes.step_w, phase.col, image.width);
@@ -243,19 +272,32 @@ void copy_planes(const Image<const Stored>& image, int64_t n, ChannelSet channel
     const int64_t y = (first_row + rows.begin) * planes.step_h + phase.row;
     const int64_t row_stride = planes.step_h * image.stride_h;
     T* first = scratch + plane * plane_distance + rows.begin * shape.pitch + cols.begin;
-    if (transposed) {
-      const Stored* from = image.at(n, 0, y, x);
-      for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
-        transpose_in(from + row * row_stride, pixel_stride, count, channels.count, first + row * shape.pitch,
-                     channel_distance);
+    if constexpr (channels_in<T> == 1) {
+      if (transposed) {
+        const Stored* from = image.at(n, 0, y, x);
+        for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
+          transpose_in(from + row * row_stride, pixel_stride, count, channels.count,
+                       first + row * shape.pitch, channel_distance);
+        }
+        continue;
       }
-      continue;
     }
-    for (int64_t i = 0; i < channels.count; ++i) {
-      const Stored* from = image.at(n, channels[i], y, x);
+    for (int64_t i = 0; i < operands_for<T>(channels.count); ++i) {
+      const int64_t first_channel = channels_in<T> * i;
+      const Stored* from = image.at(n, channels[first_channel], y, x);
       T* to = first + i * channel_distance;
-      for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
-        widen_row(from + row * row_stride, pixel_stride, to + row * shape.pitch, count);
+      if constexpr (channels_in<T> == 2) {
+        const bool paired = first_channel + 1 < channels.count;
+        const Stored* partner = paired ? image.at(n, channels[first_channel + 1], y, x) : nullptr;
+        for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
+          const int64_t at = row * row_stride;
+          interleave_row(from + at, paired ? partner + at : nullptr, pixel_stride, to + row * shape.pitch,
+                         count);
+        }
+      } else {
+        for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
+          widen_row(from + row * row_stride, pixel_stride, to + row * shape.pitch, count);
+        }
       }
     }
   }
@@ -266,7 +308,7 @@ void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, con
            const Tile& tile, const PlaneShape& shape, T* scratch, int64_t channel_distance,
            int64_t plane_distance) {
   if (planes.padded(tile, shape, image.height, image.width)) {
-    clear_planes(planes, plane_distance, channels.count, shape, scratch, channel_distance);
+    clear_planes(planes, plane_distance, operands_for<T>(channels.count), shape, scratch, channel_distance);
   }
   copy_planes(image, n, channels, planes, tile, shape, scratch, channel_distance, plane_distance);
 }
@@ -290,7 +332,7 @@ GROUPCONV_INLINE void finish_run(const Finish<T>& finish, const T* from, int64_t
       narrow(value(x), to[i * to_stride]);
     }
   };
-  if constexpr (__is_same(Stored, T)) {
+  if constexpr (in_vectors<Stored>) {
     if (from_stride == 1 && to_stride == 1 && is_clamp(finish.activation)) {
       const auto low = Vec<T>::broadcast(finish.range.low), high = Vec<T>::broadcast(finish.range.high);
       return for_each_vector<T>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
@@ -317,9 +359,14 @@ GROUPCONV_INLINE __m256 load_block_row(const BFloat16* p) {
 }
 GROUPCONV_INLINE void store_block_row(float* p, __m256 v) { _mm256_storeu_ps(p, v); }
 GROUPCONV_INLINE void store_block_row(BFloat16* p, __m256 v) {
+#if defined(__AVX512BF16__)
+  const __m128bh words = _mm256_cvtneps_pbh(v);
+  std::memcpy(p, &words, sizeof words);
+#else
   alignas(32) float values[block];
   _mm256_store_ps(values, v);
   for (int i = 0; i < block; ++i) narrow(values[i], p[i]);
+#endif
 }
 
 template <class Stored>

@@ -15,6 +15,8 @@
 #include <immintrin.h>
 #endif
 
+#include "core/numeric.h"
+
 // GCC 12 warns about its own AVX-512 headers, which leave unused lanes undefined on purpose.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -62,6 +64,17 @@ struct Vec<float> {
   }
   GROUPCONV_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   GROUPCONV_INLINE void store(float* p, Mask m) const { _mm512_mask_storeu_ps(p, m, v); }
+#if defined(__AVX512BF16__)
+  // bfloat16 numbers, widened and rounded on the way; denormals become zero on the way out.
+  static GROUPCONV_INLINE Vec load(const BFloat16* p) { return widened(_mm256_loadu_si256(as_words(p))); }
+  static GROUPCONV_INLINE Vec load(const BFloat16* p, Mask m) {
+    return widened(_mm256_maskz_loadu_epi16(m, p));
+  }
+  GROUPCONV_INLINE void store(BFloat16* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded());
+  }
+  GROUPCONV_INLINE void store(BFloat16* p, Mask m) const { _mm256_mask_storeu_epi16(p, m, rounded()); }
+#endif
   GROUPCONV_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -81,6 +94,22 @@ struct Vec<float> {
     const Mask above = _mm512_cmp_ps_mask(y.v, low.v, _CMP_NLE_UQ);
     return {_mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, y.v, high.v, _CMP_NGE_UQ), x.v)};
   }
+
+#if defined(__AVX512BF16__)
+ private:
+  static GROUPCONV_INLINE const __m256i* as_words(const BFloat16* p) {
+    return reinterpret_cast<const __m256i*>(p);
+  }
+  static GROUPCONV_INLINE Vec widened(__m256i words) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))};
+  }
+  GROUPCONV_INLINE __m256i rounded() const {
+    const __m256bh words = _mm512_cvtneps_pbh(v);
+    __m256i bits;
+    __builtin_memcpy(&bits, &words, sizeof bits);
+    return bits;
+  }
+#endif
 };
 
 template <>

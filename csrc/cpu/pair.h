@@ -1,0 +1,118 @@
+// bfloat16 multiplied as it is stored: vdpbf16ps multiplies two vectors of bfloat16 and adds neighbouring
+// products to float32 sums, two multiply-adds for each sum.
+//
+// Operand types, beside those that are computed in themselves:
+//   Pair<BFloat16>  two channels of a pixel, or their weights (multiply_rows, multiply_pixels)
+//   BFloat16        a pixel of a row as it lies in the image; two of them add to a sum (correlate_rows)
+#pragma once
+
+#include "cpu/convert.h"
+#include "cpu/vec.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class Stored>
+struct Pair {
+  Stored first, second;
+};
+
+// What products of operands are summed in.
+template <class Operand>
+struct SumType {
+  using type = Operand;
+};
+template <>
+struct SumType<BFloat16> {
+  using type = float;
+};
+template <class Stored>
+struct SumType<Pair<Stored>> : SumType<Stored> {};
+template <class Operand>
+using sum_t = typename SumType<Operand>::type;
+
+// How many channels an operand holds.
+template <class Operand>
+constexpr int64_t channels_in = 1;
+template <class Stored>
+constexpr int64_t channels_in<Pair<Stored>> = 2;
+
+template <class Operand>
+GROUPCONV_INLINE int64_t operands_for(int64_t channels) {
+  return divide_up(channels, channels_in<Operand>);
+}
+
+#if defined(__AVX512BF16__)
+
+template <class Stored>
+constexpr bool multiplies_stored = __is_same(Stored, BFloat16);
+
+// The sixteen or thirty-two bfloat16 numbers of a register.
+struct Words {
+  __m512i v;
+
+  friend GROUPCONV_INLINE Vec<float> multiply_add(Words a, Words b, Vec<float> sum) {
+    __m512bh x, y;
+    __builtin_memcpy(&x, &a.v, sizeof x);
+    __builtin_memcpy(&y, &b.v, sizeof y);
+    return {_mm512_dpbf16_ps(sum.v, x, y)};
+  }
+};
+
+template <>
+struct Vec<BFloat16> : Words {
+  static constexpr int lanes = 32;
+  using Mask = __mmask32;
+
+  static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((uint64_t{1} << n) - 1); }
+  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
+  static GROUPCONV_INLINE Vec load(const BFloat16* p) { return {_mm512_loadu_si512(p)}; }
+  static GROUPCONV_INLINE Vec load(const BFloat16* p, Mask m) { return {_mm512_maskz_loadu_epi16(m, p)}; }
+  GROUPCONV_INLINE void store(BFloat16* p, Mask m) const { _mm512_mask_storeu_epi16(p, m, v); }
+};
+
+template <>
+struct Vec<Pair<BFloat16>> : Words {
+  static constexpr int lanes = 16;
+  using Mask = __mmask16;
+
+  static GROUPCONV_INLINE Mask first(int64_t n) { return Vec<float>::first(n); }
+  static GROUPCONV_INLINE Vec broadcast(const Pair<BFloat16>& x) {
+    int bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return {_mm512_set1_epi32(bits)};
+  }
+  static GROUPCONV_INLINE Vec load(const Pair<BFloat16>* p) { return {_mm512_loadu_si512(p)}; }
+  static GROUPCONV_INLINE Vec load(const Pair<BFloat16>* p, Mask m) {
+    return {_mm512_maskz_loadu_epi32(m, p)};
+  }
+  // Pairs of a number of either row; zero stands for the row that is not there.
+  static GROUPCONV_INLINE Vec interleave(const BFloat16* row, const BFloat16* partner, Mask m) {
+    const __m512i first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, row));
+    if (!partner) return {first};
+    const __m512i second = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, partner));
+    return {_mm512_or_si512(first, _mm512_slli_epi32(second, 16))};
+  }
+  // Of numbers that were widened, as weights are.
+  static GROUPCONV_INLINE Vec interleave(const float* row, const float* partner, Mask m) {
+    const __m512i first = _mm512_srli_epi32(_mm512_maskz_loadu_epi32(m, row), 16);
+    if (!partner) return {first};
+    const __m512i second = _mm512_maskz_loadu_epi32(m, partner);
+    return {_mm512_or_si512(first, _mm512_andnot_si512(_mm512_set1_epi32(0xffff), second))};
+  }
+  GROUPCONV_INLINE void store(Pair<BFloat16>* p, Mask m) const { _mm512_mask_storeu_epi32(p, m, v); }
+};
+
+#else
+
+template <class Stored>
+constexpr bool multiplies_stored = false;
+
+#endif
+
+// Vec<compute_t<Stored>> loads and stores it.
+template <class Stored>
+constexpr bool in_vectors = __is_same(Stored, compute_t<Stored>) || multiplies_stored<Stored>;
+
+}  // namespace
+}  // namespace groupconv::cpu

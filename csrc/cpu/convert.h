@@ -45,6 +45,15 @@ GROUPCONV_INLINE void narrow(float x, BFloat16& stored) {
   stored.bits = static_cast<uint16_t>(x != x ? 0x7fc0 : rounded);
 }
 
+// Vec<compute_t<Stored>> loads and stores it.
+#if defined(__AVX512F__)
+template <class Stored>
+constexpr bool in_vectors = true;
+#else
+template <class Stored>
+constexpr bool in_vectors = __is_same(Stored, compute_t<Stored>);
+#endif
+
 // The first `count` ≤ lanes elements as a vector of the type that is computed in, zero behind them.
 template <class T>
 GROUPCONV_INLINE Vec<T> load_widened(const T* p, int64_t count) {
@@ -53,8 +62,7 @@ GROUPCONV_INLINE Vec<T> load_widened(const T* p, int64_t count) {
 template <class T>
 GROUPCONV_INLINE Vec<T> load_widened(const BFloat16* p, int64_t count) {
 #if defined(__AVX512F__)
-  const __m256i half = _mm256_maskz_loadu_epi16(Vec<T>::first(count), p);
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+  return Vec<T>::load(p, Vec<T>::first(count));
 #elif defined(__AVX2__)
   BFloat16 some[8] = {};
   if (count < 8) {

@@ -236,7 +236,9 @@ bool fills_pairs(const Sides<Stored>& sides) {
 template <class Stored>
 bool convolve_pairs(const ConvolveProblem<Stored>& problem) {
   const Sides<Stored> sides(problem);
-  if (!fills_pairs(sides) || problem.source.channels_last()) return false;
+  if (!fills_pairs(sides)) return false;
+  if (convolve_wide<Pair<Stored>>(problem)) return true;
+  if (problem.source.channels_last()) return false;
   Convolution<Stored, Pair<Stored>>(problem).run();
   return true;
 }

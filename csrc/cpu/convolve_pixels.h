@@ -19,6 +19,7 @@ template <class Stored, class Blocks>
 class PixelConvolution {
   using T = compute_t<Stored>;
   using V_ = Vec<T>;
+  using Operand = typename Blocks::Operand;
   static constexpr bool computes_as_stored = __is_same(Stored, T);
 
  public:
@@ -36,21 +37,20 @@ class PixelConvolution {
       : p_(problem),
         sweep_(*problem.sweep),
         sides_(problem),
-        source_(p_.source, sweep_),
-        reads_(sides_.sources.offsets[sides_.groups]),
-        blocks_(sides_, reads_),
+        source_(p_.source, sweep_, sides_.sources, sides_.groups, Blocks::side_by_side),
+        blocks_(sides_),
         finish_(p_.activation),
         dest_direct_(computes_as_stored && is_clamp(p_.activation) && blocks_.writes_runs()) {}
 
   void run() {
     Workspace shared;
-    blocks_.plan(shared);
     shared.plan<int32_t>(p_.dest.channels);
-    shared.plan<int32_t>(reads_);
+    source_.plan(shared);
+    blocks_.plan(shared);
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
     places_ = shared.take<int32_t>(p_.dest.channels);
-    source_.open(sides_.sources, sides_.groups, Blocks::side_by_side, shared.take<int32_t>(reads_));
+    source_.open(shared);
 
     const Tiling tiling(sweep_, source_.staged_per_pixel(), 0, sizeof(T),
                         p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch) : 1);
@@ -66,11 +66,11 @@ class PixelConvolution {
   void run_tile(int64_t n, const Tile& tile) const {
     const int64_t sums_size = dest_direct_ ? 0 : Blocks::most * sums_distance();
     Workspace space;
-    space.plan<T>(source_.staged_size(tile));
+    space.plan<Operand>(source_.staged_size(tile));
     space.plan<T>(sums_size);
     space.plan<T>(p_.dest.channels);
     space.open();
-    const T* source = source_.open_tile(n, tile, space.take<T>(source_.staged_size(tile)));
+    const Operand* source = source_.open_tile(n, tile, space.take<Operand>(source_.staged_size(tile)));
     T* sums = space.take<T>(sums_size);
     T* line = space.take<T>(p_.dest.channels);
 
@@ -83,7 +83,7 @@ class PixelConvolution {
     }
   }
 
-  void run_pixels(int64_t n, int64_t row, int64_t col, int64_t pixels, const T* source, T* sums,
+  void run_pixels(int64_t n, int64_t row, int64_t col, int64_t pixels, const Operand* source, T* sums,
                   T* line) const {
     const int64_t y = row * sweep_.dest_step_h + sweep_.dest_origin_h;
     const int64_t x = col * sweep_.dest_step_w + sweep_.dest_origin_w;
@@ -91,7 +91,7 @@ class PixelConvolution {
     const Stored* residual = p_.residual.data ? p_.residual.at(n, 0, y, x) : nullptr;
     const int64_t dest_pixel = sweep_.dest_step_w * p_.dest.stride_w;
 
-    PixelRun<T> run{};
+    PixelRun<Operand> run{};
     run.source = source;
     run.pixel_stride = source_.pixel_stride();
     run.pixels = pixels;
@@ -119,7 +119,7 @@ class PixelConvolution {
     const auto to_line = [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
       V_::gather(sums, places_ + c, mask).store(line + c, mask);
     };
-    if constexpr (computes_as_stored) {
+    if constexpr (in_vectors<Stored>) {
       if (is_clamp(p_.activation)) {
         const V_ low = V_::broadcast(finish_.range.low), high = V_::broadcast(finish_.range.high);
         return for_each_vector<T>(p_.dest.channels, [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
@@ -139,21 +139,26 @@ class PixelConvolution {
   const ConvolveProblem<Stored>& p_;
   const Sweep& sweep_;
   Sides<Stored> sides_;
-  PixelSource<Stored> source_;
-  int64_t reads_;
+  PixelSource<Stored, Operand> source_;
   Blocks blocks_;
   Finish<T> finish_;
   bool dest_direct_;
   int32_t* places_ = nullptr;  // of each destination channel among a pixel's sums
 };
 
-// False where another driver has to do it.
-template <class Stored>
-bool convolve_pixels(const ConvolveProblem<Stored>& problem) {
+// These are false where another driver has to do it.
+template <class Operand, class Stored>
+bool convolve_wide(const ConvolveProblem<Stored>& problem) {
   if constexpr (Vec<compute_t<Stored>>::lanes > 1) {
-    using Wide = PixelConvolution<Stored, WideBlocks<Stored>>;
+    using Wide = PixelConvolution<Stored, WideBlocks<Stored, Operand>>;
     if (Wide::suits(problem)) return Wide(problem).run(), true;
   }
+  return false;
+}
+
+template <class Stored>
+bool convolve_pixels(const ConvolveProblem<Stored>& problem) {
+  if (convolve_wide<compute_t<Stored>>(problem)) return true;
   if constexpr (has_permute<compute_t<Stored>>) {
     using Small = PixelConvolution<Stored, SmallBlocks<Stored>>;
     if (Small::suits(problem)) return Small(problem).run(), true;

@@ -10,33 +10,35 @@
 // networks have (7, 14, 28, 56, 112); with 16 registers 6 × 2.
 #pragma once
 
+#include "cpu/pair.h"
 #include "cpu/strides.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
 namespace {
 
-template <class T>
+template <class X>
 struct PixelTile {
-  const T* source;  // first pixel
+  const X* source;  // first pixel
   int64_t pixel_stride;
   const int64_t* offsets;  // [depth]
   int64_t depth;
-  const T* weight;  // [depth][V · lanes]
-  const T* bias;    // [V · lanes]
-  T* dest;          // first pixel
+  const X* weight;       // [depth][V · lanes]
+  const sum_t<X>* bias;  // [V · lanes]
+  sum_t<X>* dest;        // first pixel
   int64_t dest_stride;
-  const T* residual;  // at dest's strides, or null
-  int64_t channels;   // that exist, of the V · lanes
+  const sum_t<X>* residual;  // at dest's strides, or null
+  int64_t channels;          // that exist, of the V · lanes
   bool clamped;
-  T low, high;
+  sum_t<X> low, high;
 };
 
 constexpr int most_pixels(int vectors) { return vector_registers == 32 ? 14 : vectors == 2 ? 6 : 12; }
 
-template <class T, int V, int P>
-void multiply_pixels(const PixelTile<T>& tile) {
-  using V_ = Vec<T>;
+template <class X, int V, int P>
+void multiply_pixels(const PixelTile<X>& tile) {
+  using V_ = Vec<sum_t<X>>;
+  using X_ = Vec<X>;
   constexpr int lanes = V_::lanes;
   constexpr int width = V * lanes;
 
@@ -48,19 +50,19 @@ void multiply_pixels(const PixelTile<T>& tile) {
     for (int p = 0; p < P; ++p) sums[p][v] = start;
   }
 
-  const T* weight = tile.weight;
-  const T* const source = tile.source;
+  const X* weight = tile.weight;
+  const X* const source = tile.source;
   const int64_t* const offsets = tile.offsets;
-  const Strides strides(tile.pixel_stride * static_cast<int64_t>(sizeof(T)));
+  const Strides strides(tile.pixel_stride * static_cast<int64_t>(sizeof(X)));
   for (int64_t j = 0; j < tile.depth; ++j, weight += width) {
-    const T* from = source + offsets[j];
-    const T* beyond = strides.at(from, 8);
-    V_ w[V];
+    const X* from = source + offsets[j];
+    const X* beyond = strides.at(from, 8);
+    X_ w[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) w[v] = V_::load(weight + v * lanes);
+    for (int v = 0; v < V; ++v) w[v] = X_::load(weight + v * lanes);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
-      const V_ x = V_::broadcast(*(p < 8 ? strides.at(from, p) : strides.at(beyond, p - 8)));
+      const X_ x = X_::broadcast(*(p < 8 ? strides.at(from, p) : strides.at(beyond, p - 8)));
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) sums[p][v] = multiply_add(w[v], x, sums[p][v]);
     }
@@ -70,7 +72,7 @@ void multiply_pixels(const PixelTile<T>& tile) {
   if (tile.residual) {
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
-      const T* added = tile.residual + p * tile.dest_stride;
+      const sum_t<X>* added = tile.residual + p * tile.dest_stride;
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
         sums[p][v] =
@@ -88,7 +90,7 @@ void multiply_pixels(const PixelTile<T>& tile) {
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    T* dest = tile.dest + p * tile.dest_stride;
+    sum_t<X>* dest = tile.dest + p * tile.dest_stride;
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
       if (v == V - 1) {
@@ -100,12 +102,12 @@ void multiply_pixels(const PixelTile<T>& tile) {
   }
 }
 
-template <class T, int V, int P = most_pixels(V)>
-void multiply_pixel_run(const PixelTile<T>& tile, int64_t pixels) {
+template <class X, int V, int P = most_pixels(V)>
+void multiply_pixel_run(const PixelTile<X>& tile, int64_t pixels) {
   if constexpr (P > 1) {
-    if (pixels < P) return multiply_pixel_run<T, V, P - 1>(tile, pixels);
+    if (pixels < P) return multiply_pixel_run<X, V, P - 1>(tile, pixels);
   }
-  multiply_pixels<T, V, P>(tile);
+  multiply_pixels<X, V, P>(tile);
 }
 
 }  // namespace

@@ -69,6 +69,12 @@ struct Vec<BFloat16> : Words {
   static GROUPCONV_INLINE Vec load(const BFloat16* p) { return {_mm512_loadu_si512(p)}; }
   static GROUPCONV_INLINE Vec load(const BFloat16* p, Mask m) { return {_mm512_maskz_loadu_epi16(m, p)}; }
   GROUPCONV_INLINE void store(BFloat16* p, Mask m) const { _mm512_mask_storeu_epi16(p, m, v); }
+  static GROUPCONV_INLINE Vec nothing() { return {_mm512_setzero_si512()}; }
+  static GROUPCONV_INLINE Vec load_index(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+  // Lane i takes lane index[i] of x where the mask is set, and keeps its own elsewhere.
+  friend GROUPCONV_INLINE Vec merge_permuted(Vec own, Mask m, Vec index, Vec x) {
+    return {_mm512_mask_permutexvar_epi16(own.v, m, index.v, x.v)};
+  }
 };
 
 template <>
@@ -109,10 +115,6 @@ template <class Stored>
 constexpr bool multiplies_stored = false;
 
 #endif
-
-// Vec<compute_t<Stored>> loads and stores it.
-template <class Stored>
-constexpr bool in_vectors = __is_same(Stored, compute_t<Stored>) || multiplies_stored<Stored>;
 
 }  // namespace
 }  // namespace groupconv::cpu

@@ -1,11 +1,12 @@
 // The channels_last counterpart of rows: whole pixels, as the kernels with lanes over channels read them.
 //
-// An image can be read as it lies where no tap leaves it and it is stored in the type that is computed in.
-// Otherwise a tile's pixels are copied, padding included, with their channels in the order in which the
-// groups read them.
+// An image can be read as it lies where no tap leaves it and it is stored as the operands that are read: single
+// channels, or pairs of neighbours. Otherwise a tile's pixels are copied, padding included, with their channels
+// in the order in which the groups read them.
 #pragma once
 
 #include "core/partition.h"
+#include "cpu/reorder.h"
 #include "cpu/staging.h"
 #include "cpu/vec.h"
 
@@ -75,38 +76,61 @@ bool fills_lanes(const ChannelLists& lists, int64_t groups) {
   return 4 * channels >= 3 * taken;
 }
 
+// How many operands the groups read of a pixel; a group with an odd number of channels fills its last pair up.
+template <class Operand>
+int64_t count_reads(const ChannelLists& lists, int64_t groups) {
+  int64_t reads = 0;
+  for (int64_t g = 0; g < groups; ++g) reads += operands_for<Operand>(lists.count(g));
+  return reads;
+}
+
 // Neighbouring lattice pixels, and where their results go.
-template <class T>
+template <class X>
 struct PixelRun {
-  const T* source;
+  const X* source;
   int64_t pixel_stride, pixels;
-  T* dest;
+  sum_t<X>* dest;
   int64_t dest_stride;
-  const T* residual;  // at dest's strides, or null
+  const sum_t<X>* residual;  // at dest's strides, or null
   bool clamped;
-  T low, high;
+  sum_t<X> low, high;
 };
 
-template <class Stored>
+template <class Stored, class Operand = compute_t<Stored>>
 class PixelSource {
-  using T = compute_t<Stored>;
-  using V_ = Vec<T>;
-  static constexpr bool computes_as_stored = __is_same(Stored, T);
+  static constexpr int64_t per_read = channels_in<Operand>;
+  static constexpr bool reads_stored = __is_same(Stored, Operand) || per_read == 2;
 
  public:
-  // `order`: has room for every read, and for a vector more. Where a kernel wants the channels of a group
-  // side by side, only an image that has them so can be used as it lies.
-  PixelSource(const Image<const Stored>& image, const Sweep& sweep)
-      : image_(image), sweep_(sweep), reach_(sweep) {}
+  // Where a kernel wants the channels of a group side by side, or they make pairs, only an image that has them
+  // so can be used as it lies.
+  PixelSource(const Image<const Stored>& image, const Sweep& sweep, const ChannelLists& lists, int64_t groups,
+              bool side_by_side)
+      : image_(image),
+        sweep_(sweep),
+        lists_(lists),
+        groups_(groups),
+        reach_(sweep),
+        reads_(count_reads<Operand>(lists, groups)),
+        in_order_(in_order(lists, groups) && per_read * reads_ == lists.offsets[groups]),
+        direct_(reads_stored && reach_.inside(sweep, image.height, image.width) &&
+                image.stride_h % per_read == 0 && image.stride_w % per_read == 0 &&
+                (in_order_ || (per_read == 1 && !side_by_side))),
+        pixel_(direct_ ? image.stride_w / per_read : row_distance<Operand>(reads_)) {}
 
-  void open(const ChannelLists& lists, int64_t groups, bool side_by_side, int32_t* order) {
-    order_ = order;
-    reads_ = lists.offsets[groups];
-    in_order_ = in_order(lists, groups);
-    for (int64_t i = 0; i < reads_; ++i) order_[i] = lists.channels[i];
-    direct_ = computes_as_stored && reach_.inside(sweep_, image_.height, image_.width) &&
-              (in_order_ || !side_by_side);
-    pixel_ = direct_ ? image_.stride_w : row_distance<T>(reads_);
+  void plan(Workspace& shared) const {
+    shared.plan<int32_t>(per_read * reads_);
+    if constexpr (per_read == 2) Reorder<Stored>::plan(shared, per_read * reads_, image_.channels);
+  }
+  void open(Workspace& shared) {
+    order_ = shared.take<int32_t>(per_read * reads_);
+    int32_t* place = order_;
+    for (int64_t g = 0; g < groups_; ++g) {
+      for (int64_t i = 0; i < per_read * operands_for<Operand>(lists_.count(g)); ++i) {
+        *place++ = i < lists_.count(g) ? lists_.of(g)[i] : no_channel;
+      }
+    }
+    if constexpr (per_read == 2) reorder_.open(shared, order_, per_read * reads_, image_.channels);
   }
 
   bool direct() const { return direct_; }
@@ -117,7 +141,7 @@ class PixelSource {
 
   void set_widest(int64_t tile_cols) {
     cols_ = (tile_cols - 1) * sweep_.source_step_w + reach_.cols();
-    row_ = direct_ ? image_.stride_h : cols_ * pixel_;
+    row_ = direct_ ? image_.stride_h / per_read : cols_ * pixel_;
   }
   int64_t staged_size(const Tile& tile) const {
     return direct_ ? 0 : ((tile.rows - 1) * sweep_.source_step_h + reach_.rows()) * row_;
@@ -126,18 +150,21 @@ class PixelSource {
   // From one lattice pixel, or row of them, to the next.
   int64_t pixel_stride() const { return pixel_ * sweep_.source_step_w; }
   int64_t row_stride() const { return row_ * sweep_.source_step_h; }
-  // Of a tap's pixel from the lattice pixel's, and of a read's channel in it.
+  // Of a tap's pixel from the lattice pixel's, and of a read in it.
   int64_t tap_offset(const Tap& tap) const {
     const Shift shift = shift_of(sweep_, tap);
     if (direct_) return shift.row * row_ + shift.col * pixel_;
     return (shift.row - reach_.top) * row_ + (shift.col - reach_.left) * pixel_;
   }
-  int64_t channel(int64_t read) const { return direct_ ? order_[read] : read; }
+  int64_t place(int64_t read) const { return direct_ && per_read == 1 ? order_[read] : read; }
 
   // The tile's first lattice pixel: in the image, or in `scratch`, which is filled.
-  const T* open_tile(int64_t n, const Tile& tile, T* scratch) const {
-    if constexpr (computes_as_stored) {
-      if (direct_) return image_.at(n, 0, tile.row * sweep_.source_step_h, tile.col * sweep_.source_step_w);
+  const Operand* open_tile(int64_t n, const Tile& tile, Operand* scratch) const {
+    if constexpr (reads_stored) {
+      if (direct_) {
+        return reinterpret_cast<const Operand*>(
+            image_.at(n, 0, tile.row * sweep_.source_step_h, tile.col * sweep_.source_step_w));
+      }
     }
     const int64_t rows = (tile.rows - 1) * sweep_.source_step_h + reach_.rows();
     const int64_t cols = (tile.cols - 1) * sweep_.source_step_w + reach_.cols();
@@ -151,26 +178,33 @@ class PixelSource {
   }
 
  private:
-  void stage_pixel(int64_t n, int64_t y, int64_t x, T* to) const {
+  void stage_pixel(int64_t n, int64_t y, int64_t x, Operand* to) const {
     if (y < 0 || y >= image_.height || x < 0 || x >= image_.width) return fill_zero(to, reads_);
     const Stored* from = image_.at(n, 0, y, x);
-    if (in_order_) return widen_row(from, 1, to, reads_);
-    if constexpr (computes_as_stored) {
-      for_each_vector<T>(reads_, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
-        V_::gather(from, order_ + i, mask).store(to + i, mask);
-      });
+    if constexpr (per_read == 2) {
+      reorder_.run(from, reinterpret_cast<Stored*>(to));
     } else {
-      for (int64_t i = 0; i < reads_; ++i) to[i] = widen(from[order_[i]]);
+      if (in_order_) return widen_row(from, 1, to, reads_);
+      if constexpr (reads_stored) {
+        for_each_vector<Operand>(reads_, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
+          Vec<Operand>::gather(from, order_ + i, mask).store(to + i, mask);
+        });
+      } else {
+        for (int64_t i = 0; i < reads_; ++i) to[i] = widen(from[order_[i]]);
+      }
     }
   }
 
   const Image<const Stored>& image_;
   const Sweep& sweep_;
+  ChannelLists lists_;
+  int64_t groups_;
   Reach reach_;
+  int64_t reads_;
+  bool in_order_, direct_;
+  int64_t pixel_, row_ = 0, cols_ = 0;  // from pixel to pixel and row to row; pixels in a staged row
   int32_t* order_ = nullptr;
-  int64_t reads_ = 0;
-  bool in_order_ = true, direct_ = false;
-  int64_t cols_ = 0, row_ = 0, pixel_ = 0;  // pixels in a staged row; from row to row and pixel to pixel
+  Reorder<Stored> reorder_;
 };
 
 }  // namespace

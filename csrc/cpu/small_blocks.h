@@ -110,6 +110,7 @@ class SmallBlocks {
   };
 
  public:
+  using Operand = T;
   static constexpr bool side_by_side = true;
   static constexpr int64_t most = most_small_pixels;
 
@@ -132,7 +133,7 @@ class SmallBlocks {
     return fits && 4 * useful >= done;
   }
 
-  SmallBlocks(const Sides<Stored>& sides, int64_t) : sides_(sides) {
+  explicit SmallBlocks(const Sides<Stored>& sides) : sides_(sides) {
     for_each_block(sides_, [&](int64_t first, int64_t last) {
       ++count_;
       depths_ += deepest(first, last);

@@ -82,6 +82,9 @@ constexpr int block = 8;  // channels × pixels that are transposed at a time
 
 #if defined(__AVX2__)
 GROUPCONV_INLINE __m128 load_four(const float* p) { return _mm_loadu_ps(p); }
+GROUPCONV_INLINE __m128 load_four(const Pair<BFloat16>* p) {
+  return _mm_loadu_ps(reinterpret_cast<const float*>(p));
+}
 GROUPCONV_INLINE __m128 load_four(const BFloat16* p) {
   const __m128i half = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
@@ -108,8 +111,8 @@ GROUPCONV_INLINE void load_transposed(const Row& row, __m256 (&columns)[block]) 
   }
 }
 
-template <class Stored>
-constexpr bool has_fast_block = !__is_same(Stored, double);
+template <class T>
+constexpr bool has_fast_block = __is_same(T, float) || __is_same(T, Pair<BFloat16>);
 
 // The first `count` lanes; a whole block for count ≥ 8.
 GROUPCONV_INLINE __m256i block_mask(int64_t count) {
@@ -134,7 +137,7 @@ GROUPCONV_INLINE void stage_block(const Stored* source, int64_t pixel_stride, in
   }
 }
 #else
-template <class Stored>
+template <class T>
 constexpr bool has_fast_block = false;
 #endif
 
@@ -154,11 +157,11 @@ void transpose_in(const Stored* source, int64_t pixel_stride, int64_t pixels, in
                   int64_t row_stride) {
   int64_t c = 0;
 #if defined(__AVX2__)
-  if constexpr (has_fast_block<Stored> && __is_same(T, float)) {
+  if constexpr (has_fast_block<T>) {
     for (int64_t p = 0; p < pixels; p += block) {
       for (c = 0; c + block <= channels; c += block) {
-        stage_block(source + p * pixel_stride + c, pixel_stride, pixels - p, rows + c * row_stride + p,
-                    row_stride);
+        stage_block(source + p * pixel_stride + c, pixel_stride, pixels - p,
+                    reinterpret_cast<float*>(rows + c * row_stride + p), row_stride);
       }
     }
   }
@@ -396,7 +399,7 @@ void transpose_out(const T* rows, int64_t row_stride, int64_t pixels, int64_t ch
   };
   int64_t done = 0;
 #if defined(__AVX2__)
-  if constexpr (has_fast_block<Stored>) {
+  if constexpr (has_fast_block<T>) {
     if (is_clamp(finish.activation)) {
       done = channels - channels % block;
       for (int64_t p = 0; p < pixels; p += block) {

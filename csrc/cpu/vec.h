@@ -64,8 +64,7 @@ struct Vec<float> {
   }
   GROUPCONV_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   GROUPCONV_INLINE void store(float* p, Mask m) const { _mm512_mask_storeu_ps(p, m, v); }
-#if defined(__AVX512BF16__)
-  // bfloat16 numbers, widened and rounded on the way; denormals become zero on the way out.
+  // bfloat16 numbers, widened and rounded on the way.
   static GROUPCONV_INLINE Vec load(const BFloat16* p) { return widened(_mm256_loadu_si256(as_words(p))); }
   static GROUPCONV_INLINE Vec load(const BFloat16* p, Mask m) {
     return widened(_mm256_maskz_loadu_epi16(m, p));
@@ -74,7 +73,6 @@ struct Vec<float> {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded());
   }
   GROUPCONV_INLINE void store(BFloat16* p, Mask m) const { _mm256_mask_storeu_epi16(p, m, rounded()); }
-#endif
   GROUPCONV_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -95,7 +93,6 @@ struct Vec<float> {
     return {_mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, y.v, high.v, _CMP_NGE_UQ), x.v)};
   }
 
-#if defined(__AVX512BF16__)
  private:
   static GROUPCONV_INLINE const __m256i* as_words(const BFloat16* p) {
     return reinterpret_cast<const __m256i*>(p);
@@ -103,13 +100,22 @@ struct Vec<float> {
   static GROUPCONV_INLINE Vec widened(__m256i words) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))};
   }
+  // To nearest, ties to even, as narrow() does it one by one.
   GROUPCONV_INLINE __m256i rounded() const {
-    const __m256bh words = _mm512_cvtneps_pbh(v);
+#if defined(__AVX512BF16__)
+    const __m256bh words = _mm512_cvtneps_pbh(v);  // and denormals to zero
     __m256i bits;
     __builtin_memcpy(&bits, &words, sizeof bits);
     return bits;
-  }
+#else
+    const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i carried = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i words = _mm512_srli_epi32(carried, 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(words, nan, _mm512_set1_epi32(0x7fc0)));
 #endif
+  }
 };
 
 template <>

@@ -34,8 +34,8 @@ class PixelWeightGrad {
         outputs_(p_.partition->outputs),
         groups_(p_.partition->groups),
         taps_(static_cast<int64_t>(sweep_.taps.size())),
-        input_(p_.input, sweep_),
-        grad_(p_.grad, lattice_) {
+        input_(p_.input, sweep_, inputs_, groups_, true),
+        grad_(p_.grad, lattice_, outputs_, groups_, true) {
     for (int64_t g = 0; g < groups_; ++g) {
       most_group_ = larger(most_group_, inputs_.count(g) + outputs_.count(g));
       for_each_block(g, [&](int64_t, int64_t, int64_t width) { sums_ += width * inputs_.count(g) * taps_; });
@@ -43,14 +43,13 @@ class PixelWeightGrad {
   }
 
   void run() {
-    const int64_t reads = inputs_.offsets[groups_];
     Workspace shared;
-    shared.plan<int32_t>(reads);
-    shared.plan<int32_t>(p_.grad.channels);
+    input_.plan(shared);
+    grad_.plan(shared);
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
-    input_.open(inputs_, groups_, true, shared.take<int32_t>(reads));
-    grad_.open(outputs_, groups_, true, shared.take<int32_t>(p_.grad.channels));
+    input_.open(shared);
+    grad_.open(shared);
 
     // What one group reads of a tile stays in L1.
     constexpr int64_t l1_share = 24 << 10;

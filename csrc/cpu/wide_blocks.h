@@ -5,18 +5,19 @@
 #include "cpu/multiply_pixels.h"
 #include "cpu/pixels.h"
 #include "cpu/sides.h"
+#include "cpu/weights.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
 namespace {
 
-template <class Stored>
+template <class Stored, class X = compute_t<Stored>>
 class WideBlocks {
   using T = compute_t<Stored>;
   static constexpr int64_t lanes = Vec<T>::lanes;
 
   struct Block {
-    const T* weight;
+    const X* weight;
     const T* bias;
     const int64_t* offsets;
     int64_t depth, channels;
@@ -24,6 +25,7 @@ class WideBlocks {
   };
 
  public:
+  using Operand = X;
   static constexpr bool side_by_side = false;  // sources may lie anywhere
   static constexpr int64_t most = most_pixels(most_vectors);
 
@@ -31,12 +33,13 @@ class WideBlocks {
     return fills_lanes<T>(Sides<Stored>(p).dests, p.partition->groups);
   }
 
-  WideBlocks(const Sides<Stored>& sides, int64_t reads) : sides_(sides), reads_(reads) {
+  explicit WideBlocks(const Sides<Stored>& sides)
+      : sides_(sides), reads_(count_reads<X>(sides.sources, sides.groups)) {
     for (int64_t g = 0; g < sides_.groups; ++g) {
       for_each_lane_block<T>(sides_.dests.count(g), [&](int64_t, int64_t, int64_t width) {
         ++count_;
         sums_ += width;
-        weights_ += width * sides_.sources.count(g) * sides_.taps;
+        weights_ += width * operands_for<X>(sides_.sources.count(g)) * sides_.taps;
       });
     }
   }
@@ -54,25 +57,26 @@ class WideBlocks {
   }
 
   void plan(Workspace& shared) const {
-    shared.plan<T>(weights_);
+    shared.plan<X>(weights_);
     shared.plan<T>(sums_);
     shared.plan<int64_t>(reads_ * sides_.taps);
     shared.plan<Block>(count_);
   }
 
   // Tells in `places` where each destination channel is found among the sums.
-  void prepare(Workspace& shared, const PixelSource<Stored>& source, bool dest_direct, int32_t* places) {
-    T* weights = shared.take<T>(weights_);
+  void prepare(Workspace& shared, const PixelSource<Stored, X>& source, bool dest_direct, int32_t* places) {
+    const Weights<Stored, X> unpacked(sides_);
+    X* weights = shared.take<X>(weights_);
     T* bias = shared.take<T>(sums_);
     int64_t* offsets = shared.take<int64_t>(reads_ * sides_.taps);
     blocks_ = shared.take<Block>(count_);
     Block* block = blocks_;
     int64_t read = 0, sum = 0;
     for (int64_t g = 0; g < sides_.groups; ++g) {
-      const int64_t depth = sides_.sources.count(g) * sides_.taps;
-      for (int64_t i = 0, j = 0; i < sides_.sources.count(g); ++i, ++read) {
+      const int64_t reads = operands_for<X>(sides_.sources.count(g)), depth = reads * sides_.taps;
+      for (int64_t i = 0, j = 0; i < reads; ++i, ++read) {
         for (const Tap& tap : sides_.problem.sweep->taps) {
-          offsets[j++] = source.tap_offset(tap) + source.channel(read);
+          offsets[j++] = source.tap_offset(tap) + source.place(read);
         }
       }
       for_each_lane_block<T>(sides_.dests.count(g), [&](int64_t first, int64_t channels, int64_t width) {
@@ -80,7 +84,7 @@ class WideBlocks {
         *block++ = {weights, bias, offsets, depth, channels, dest_direct ? to[0] : sum};
         for (int64_t r = 0; r < channels; ++r) places[to[r]] = static_cast<int32_t>(sum + r);
         for (int64_t r = 0; r < width; ++r) bias[r] = r < channels ? sides_.bias(to[r]) : T(0);
-        pack(g, first, channels, width, weights);
+        pack(unpacked, g, first, channels, width, weights);
         weights += width * depth;
         bias += width;
         sum += width;
@@ -89,8 +93,8 @@ class WideBlocks {
     }
   }
 
-  void run(const PixelRun<T>& run) const {
-    PixelTile<T> tile{};
+  void run(const PixelRun<X>& run) const {
+    PixelTile<X> tile{};
     tile.source = run.source;
     tile.pixel_stride = run.pixel_stride;
     tile.dest_stride = run.dest_stride;
@@ -107,19 +111,20 @@ class WideBlocks {
       tile.dest = run.dest + block.dest;
       tile.residual = run.residual ? run.residual + block.dest : nullptr;
       if (block.channels > lanes) {
-        multiply_pixel_run<T, 2>(tile, run.pixels);
+        multiply_pixel_run<X, 2>(tile, run.pixels);
       } else {
-        multiply_pixel_run<T, 1>(tile, run.pixels);
+        multiply_pixel_run<X, 1>(tile, run.pixels);
       }
     }
   }
 
  private:
   // weights[j · width + r], zero where no channel is.
-  void pack(int64_t group, int64_t first, int64_t channels, int64_t width, T* weights) const {
-    const int64_t row = sides_.dest_step(group), step = sides_.source_step(group);
-    const T* block = sides_.weight(group) + first * row;
-    const int64_t count = sides_.sources.count(group), depth = count * sides_.taps;
+  void pack(const Weights<Stored, X>& unpacked, int64_t group, int64_t first, int64_t channels, int64_t width,
+            X* weights) const {
+    const int64_t row = unpacked.dest_step(group), step = unpacked.source_step(group);
+    const X* block = unpacked.of(group) + first * row;
+    const int64_t count = operands_for<X>(sides_.sources.count(group)), depth = count * sides_.taps;
     if (channels < width) fill_zero(weights, depth * width);
     if (step == sides_.taps) {  // what is summed over lies in one run
       transpose_in(block, row, channels, depth, weights, width);
@@ -127,7 +132,7 @@ class WideBlocks {
     }
     for (int64_t i = 0; i < count; ++i) {
       for (const Tap& tap : sides_.problem.sweep->taps) {
-        const T* from = block + i * step + tap.weight;
+        const X* from = block + i * step + tap.weight;
         for (int64_t r = 0; r < channels; ++r) weights[r] = from[r * row];
         weights += width;
       }

@@ -1,0 +1,146 @@
+"""bfloat16 multiplied in pairs (vdpbf16ps): what the pairs of a group's channels can go wrong at.
+
+That every partition, window and layout is right in this instruction set too is tested with all others.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers import (
+    GEOMETRIES,
+    ISAS,
+    LAYOUTS,
+    Geometry,
+    check_convolution,
+    forced_isa,
+    needs_native,
+    tensors,
+    window_of,
+)
+
+from groupconv_ext import Partition
+from groupconv_ext.autograd import ACTIVATIONS
+from groupconv_ext.backends.native import NATIVE
+from groupconv_ext.doctor import doctor
+
+pytestmark = [
+    needs_native,
+    pytest.mark.native,
+    pytest.mark.skipif("avx512_bf16" not in ISAS, reason="no vdpbf16ps here"),
+]
+
+AROUND = (1, 1, 1, 1)
+TINY = 1e-39  # a denormal, in bfloat16 too
+
+
+def split(channels: int, *sizes: int, seed: int = 0) -> list[list[int]]:
+    """The channels in random order, cut into lists of these sizes."""
+    order = torch.randperm(channels, generator=torch.Generator().manual_seed(seed)).tolist()
+    ends = list(itertools.accumulate(sizes))
+    return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+PARTITIONS = {
+    "odd counts": Partition(118, 75, split(118, 33, 31, 7, 47), split(75, 17, 16, 31, 11)),
+    "odd, full lanes": Partition(65, 96, split(65, 35, 29), split(96, 64, 32)),
+    "a group without inputs": Partition(48, 48, split(48, 30, 0, 18), split(48, 16, 16, 16)),
+    "overlapping": Partition(
+        40, 48, [range(0, 27), range(20, 40), range(1, 40, 2)], split(48, 16, 16, 16)
+    ),
+    "in order, even": Partition.contiguous(64, 64, 2),
+    "in order, odd": Partition.contiguous(66, 64, 2),
+    "many vectors of channels": Partition.random(330, 352, 11, seed=0),
+}
+
+
+@pytest.fixture(autouse=True)
+def pairs() -> Iterator[None]:
+    with forced_isa("avx512_bf16"):
+        yield
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last", "channels_last, channels cut"])
+@pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS.keys())
+def test_channels_in_pairs(partition: Partition, layout: str) -> None:
+    geometries = (
+        Geometry((9, 13)),
+        Geometry((8, 11), (3, 3), padding=AROUND),
+        Geometry((17, 9), (3, 3), (2, 2), AROUND),
+    )
+    for geometry in geometries:
+        x, weight, bias = tensors(partition, geometry, dtype=torch.bfloat16)
+        check_convolution(
+            partition,
+            geometry,
+            LAYOUTS[layout](x),
+            weight,
+            bias,
+            grad_layout=LAYOUTS[layout],
+        )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_epilogues(layout: str, activation: str) -> None:
+    partition, geometry = PARTITIONS["odd, full lanes"], Geometry((9, 9))
+    x, weight, bias = tensors(partition, geometry, dtype=torch.bfloat16)
+    residual = 3 * torch.randn(len(x), partition.out_channels, 9, 9, dtype=torch.bfloat16)
+    check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias, residual, activation)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("geometry", [GEOMETRIES["3×3"], Geometry((9, 13))], ids=str)
+def test_the_same_bits_on_any_number_of_threads(geometry: Geometry, layout: str) -> None:
+    partition = PARTITIONS["odd, full lanes"]
+    x, weight, _ = tensors(partition, geometry, 3, torch.bfloat16)
+    x = LAYOUTS[layout](x)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            inputs = (x.clone().requires_grad_(), weight.clone().requires_grad_())
+            y = NATIVE.convolve(*inputs, None, None, partition, window_of(geometry), "none")
+            results.append((y, *torch.autograd.grad(y, inputs, y.detach())))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_a_denormal_counts_as_zero(layout: str) -> None:
+    """Which also shows that the instruction is used: widened kernels keep denormals."""
+    partition = Partition.random(32, 32, 2, seed=0)
+    x = LAYOUTS[layout](torch.full((1, 32, 8, 8), TINY, dtype=torch.bfloat16))
+    weight = torch.ones(partition.entries, 1, 1, dtype=torch.bfloat16)
+
+    def convolve(x: torch.Tensor) -> torch.Tensor:
+        window = window_of(Geometry((8, 8)))
+        return NATIVE.convolve(x, weight, None, None, partition, window, "none")
+
+    def passes() -> tuple[torch.Tensor, ...]:
+        ones = torch.ones_like(x).requires_grad_()
+        return convolve(x), *torch.autograd.grad(convolve(ones), ones, x)
+
+    for result in passes():
+        assert (result == 0).all()
+    with forced_isa("avx512"):
+        for result in passes():
+            assert (result > 0).all()
+
+
+def test_doctor_says_whether_it_pays_here() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "GROUPCONV_ISA"}
+    command = [sys.executable, "-c", "from groupconv_ext.doctor import doctor; print(doctor())"]
+    report = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    (chosen,) = (line for line in report.splitlines() if "instruction set" in line)
+    assert "avx512_bf16: the best" in chosen or "avx512_bf16 runs too, but" in chosen
+    assert "avx512_bf16: asked for by force_isa" in doctor()

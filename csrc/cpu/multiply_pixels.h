@@ -17,52 +17,52 @@
 namespace groupconv::cpu {
 namespace {
 
-template <class X>
+template <class T>
 struct PixelTile {
-  const X* source;  // first pixel
+  const T* source;  // first pixel
   int64_t pixel_stride;
   const int64_t* offsets;  // [depth]
   int64_t depth;
-  const X* weight;       // [depth][V · lanes]
-  const sum_t<X>* bias;  // [V · lanes]
-  sum_t<X>* dest;        // first pixel
+  const T* weight;       // [depth][V · lanes]
+  const sum_t<T>* bias;  // [V · lanes]
+  sum_t<T>* dest;        // first pixel
   int64_t dest_stride;
-  const sum_t<X>* residual;  // at dest's strides, or null
+  const sum_t<T>* residual;  // at dest's strides, or null
   int64_t channels;          // that exist, of the V · lanes
   bool clamped;
-  sum_t<X> low, high;
+  sum_t<T> low, high;
 };
 
 constexpr int most_pixels(int vectors) { return vector_registers == 32 ? 14 : vectors == 2 ? 6 : 12; }
 
-template <class X, int V, int P>
-void multiply_pixels(const PixelTile<X>& tile) {
-  using V_ = Vec<sum_t<X>>;
-  using X_ = Vec<X>;
+template <class T, int V, int P>
+void multiply_pixels(const PixelTile<T>& tile) {
+  using V_ = Vec<T>;
+  using Sum = Vec<sum_t<T>>;
   constexpr int lanes = V_::lanes;
   constexpr int width = V * lanes;
 
-  V_ sums[P][V];
+  Sum sums[P][V];
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {
-    const V_ start = V_::load(tile.bias + v * lanes);
+    const Sum start = Sum::load(tile.bias + v * lanes);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) sums[p][v] = start;
   }
 
-  const X* weight = tile.weight;
-  const X* const source = tile.source;
+  const T* weight = tile.weight;
+  const T* const source = tile.source;
   const int64_t* const offsets = tile.offsets;
-  const Strides strides(tile.pixel_stride * static_cast<int64_t>(sizeof(X)));
+  const Strides strides(tile.pixel_stride * static_cast<int64_t>(sizeof(T)));
   for (int64_t j = 0; j < tile.depth; ++j, weight += width) {
-    const X* from = source + offsets[j];
-    const X* beyond = strides.at(from, 8);
-    X_ w[V];
+    const T* from = source + offsets[j];
+    const T* beyond = strides.at(from, 8);
+    V_ w[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) w[v] = X_::load(weight + v * lanes);
+    for (int v = 0; v < V; ++v) w[v] = V_::load(weight + v * lanes);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
-      const X_ x = X_::broadcast(*(p < 8 ? strides.at(from, p) : strides.at(beyond, p - 8)));
+      const V_ x = V_::broadcast(*(p < 8 ? strides.at(from, p) : strides.at(beyond, p - 8)));
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) sums[p][v] = multiply_add(w[v], x, sums[p][v]);
     }
@@ -72,16 +72,16 @@ void multiply_pixels(const PixelTile<X>& tile) {
   if (tile.residual) {
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
-      const sum_t<X>* added = tile.residual + p * tile.dest_stride;
+      const sum_t<T>* added = tile.residual + p * tile.dest_stride;
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
         sums[p][v] =
-            sums[p][v] + (v == V - 1 ? V_::load(added + v * lanes, mask) : V_::load(added + v * lanes));
+            sums[p][v] + (v == V - 1 ? Sum::load(added + v * lanes, mask) : Sum::load(added + v * lanes));
       }
     }
   }
   if (tile.clamped) {
-    const V_ low = V_::broadcast(tile.low), high = V_::broadcast(tile.high);
+    const Sum low = Sum::broadcast(tile.low), high = Sum::broadcast(tile.high);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 2
@@ -90,7 +90,7 @@ void multiply_pixels(const PixelTile<X>& tile) {
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    sum_t<X>* dest = tile.dest + p * tile.dest_stride;
+    sum_t<T>* dest = tile.dest + p * tile.dest_stride;
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
       if (v == V - 1) {
@@ -102,12 +102,12 @@ void multiply_pixels(const PixelTile<X>& tile) {
   }
 }
 
-template <class X, int V, int P = most_pixels(V)>
-void multiply_pixel_run(const PixelTile<X>& tile, int64_t pixels) {
+template <class T, int V, int P = most_pixels(V)>
+void multiply_pixel_run(const PixelTile<T>& tile, int64_t pixels) {
   if constexpr (P > 1) {
-    if (pixels < P) return multiply_pixel_run<X, V, P - 1>(tile, pixels);
+    if (pixels < P) return multiply_pixel_run<T, V, P - 1>(tile, pixels);
   }
-  multiply_pixels<X, V, P>(tile);
+  multiply_pixels<T, V, P>(tile);
 }
 
 }  // namespace

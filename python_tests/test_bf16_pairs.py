@@ -1,6 +1,6 @@
 """bfloat16 multiplied in pairs (vdpbf16ps): what the pairs of a group's channels can go wrong at.
 
-That every partition, window and layout is right in this instruction set too is tested with all others.
+Every partition, window and layout is tested in this instruction set as in all others.
 """
 
 import itertools
@@ -50,7 +50,7 @@ PARTITIONS = {
     "odd, full lanes": Partition(65, 96, split(65, 35, 29), split(96, 64, 32)),
     "a group without inputs": Partition(48, 48, split(48, 30, 0, 18), split(48, 16, 16, 16)),
     "overlapping": Partition(
-        40, 48, [range(0, 27), range(20, 40), range(1, 40, 2)], split(48, 16, 16, 16)
+        40, 48, [range(27), range(20, 40), range(1, 40, 2)], split(48, 16, 16, 16)
     ),
     "in order, even": Partition.contiguous(64, 64, 2),
     "in order, odd": Partition.contiguous(66, 64, 2),

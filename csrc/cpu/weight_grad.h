@@ -20,9 +20,10 @@
 namespace groupconv::cpu {
 namespace {
 
-template <class Stored, class Operand = compute_t<Stored>>
+// T: what is multiplied.
+template <class Stored, class T = compute_t<Stored>>
 class WeightGrad {
-  static constexpr bool reads_stored = __is_same(Stored, Operand);
+  static constexpr bool computes_as_stored = __is_same(Stored, T);
 
  public:
   explicit WeightGrad(const WeightGradProblem<Stored>& problem)
@@ -36,9 +37,9 @@ class WeightGrad {
     // Below that many pixels the sums at the end of a tile weigh more than staging does.
     constexpr int64_t long_enough = 512;
     const bool alone = p_.input.batch <= p_.slices || sweep_.rows * sweep_.cols >= long_enough;
-    input_direct_ = reads_stored && alone && is_one_row(sweep_, p_.input);
+    input_direct_ = computes_as_stored && alone && is_one_row(sweep_, p_.input);
     input_whole_ = p_.input.channels_last();
-    grad_direct_ = reads_stored && alone && !p_.grad.channels_last() && p_.grad.stride_w == 1 &&
+    grad_direct_ = computes_as_stored && alone && !p_.grad.channels_last() && p_.grad.stride_w == 1 &&
                    p_.grad.flat() && sweep_.halo_cols == 0;
     grad_whole_ = p_.grad.channels_last();
     for (int64_t g = 0; g < groups_; ++g) {
@@ -52,7 +53,7 @@ class WeightGrad {
   void run() const {
     const int64_t groups_at_once = input_whole_ || grad_whole_ ? groups_ : 1;
     const int64_t group_items = groups_ / groups_at_once;
-    const Tiling tiling(sweep_, staged_inputs_ * planes_.count, staged_grads_, sizeof(Operand), 1);
+    const Tiling tiling(sweep_, staged_inputs_ * planes_.count, staged_grads_, sizeof(T), 1);
     for_each_item(p_.threads, p_.slices * group_items, [&](int64_t item) {
       const int64_t slice = item / group_items;
       run_slice(slice, tiling, item % group_items * groups_at_once, groups_at_once);
@@ -77,7 +78,7 @@ class WeightGrad {
   int64_t images_at_once(const Tile& tile) const {
     if (input_direct_ || grad_direct_) return 1;
     const int64_t image_bytes = (staged_inputs_ * planes_.count + staged_grads_) *
-                                PlaneShape(sweep_, tile).size * static_cast<int64_t>(sizeof(Operand));
+                                PlaneShape(sweep_, tile).size * static_cast<int64_t>(sizeof(T));
     return larger(int64_t{1}, 2 * tile_bytes / image_bytes);
   }
 
@@ -86,24 +87,24 @@ class WeightGrad {
     const PlaneShape shape(sweep_, tile);
     const int64_t length = (images - 1) * shape.size + tile_length(tile, shape.pitch);
     const int64_t plane_distance = images * shape.size;
-    const int64_t source_distance = row_distance<Operand>(planes_.count * plane_distance);
-    const int64_t grad_distance = row_distance<Operand>(plane_distance);
+    const int64_t source_distance = row_distance<T>(planes_.count * plane_distance);
+    const int64_t grad_distance = row_distance<T>(plane_distance);
     const int64_t depth = most_inputs_ * taps_;
-    const int64_t vectors = divide_up(length, Vec<Operand>::lanes);
+    const int64_t vectors = divide_up(length, Vec<T>::lanes);
 
     Workspace space;
-    space.plan<Operand>(staged_inputs_ * source_distance);
-    space.plan<Operand>(staged_grads_ * grad_distance);
-    space.plan<const Operand*>(depth);
+    space.plan<T>(staged_inputs_ * source_distance);
+    space.plan<T>(staged_grads_ * grad_distance);
+    space.plan<const T*>(depth);
     space.plan<int64_t>(depth);
-    space.plan<const Operand*>(most_outputs_);
+    space.plan<const T*>(most_outputs_);
     space.plan<uint32_t>(vectors);
     space.open();
-    Operand* staged_inputs = space.take<Operand>(staged_inputs_ * source_distance);
-    Operand* staged_grads = space.take<Operand>(staged_grads_ * grad_distance);
-    const Operand** sources = space.take<const Operand*>(depth);
+    T* staged_inputs = space.take<T>(staged_inputs_ * source_distance);
+    T* staged_grads = space.take<T>(staged_grads_ * grad_distance);
+    const T** sources = space.take<const T*>(depth);
     int64_t* steps = space.take<int64_t>(depth);
-    const Operand** grads = space.take<const Operand*>(most_outputs_);
+    const T** grads = space.take<const T*>(most_outputs_);
     uint32_t* masks = space.take<uint32_t>(vectors);
 
     const auto stage_inputs = [&](ChannelSet channels) {
@@ -124,7 +125,7 @@ class WeightGrad {
     if (input_whole_) stage_inputs({nullptr, staged_inputs_});
     if (grad_whole_) stage_grads({nullptr, staged_grads_});
 
-    CorrelateJob<Operand> job{};
+    CorrelateJob<T> job{};
     job.grads = grads;
     job.sources = sources;
     job.steps = steps;
@@ -140,7 +141,7 @@ class WeightGrad {
       job.rows = outputs_.count(g);
       job.depth = inputs_.count(g) * taps_;
 
-      SourceRows<Operand> rows{staged_inputs, source_distance, plane_distance, shape.pitch};
+      SourceRows<T> rows{staged_inputs, source_distance, plane_distance, shape.pitch};
       if (input_direct_) {
         rows = {direct(p_.input, n, tile), p_.input.stride_c, 0, 0};
       } else if (!input_whole_) {
@@ -171,7 +172,7 @@ class WeightGrad {
 
   static void mark_pixels(uint32_t* masks, int64_t vectors, int64_t images, const PlaneShape& shape,
                           const Tile& tile) {
-    constexpr int64_t lanes = Vec<Operand>::lanes;
+    constexpr int64_t lanes = Vec<T>::lanes;
     fill_zero(masks, vectors);
     for (int64_t row = 0; row < images * tile.rows; ++row) {
       int64_t at = row / tile.rows * shape.size + row % tile.rows * shape.pitch;
@@ -184,8 +185,8 @@ class WeightGrad {
   }
 
   template <class Element>
-  static const Operand* direct(const Image<Element>& image, int64_t n, const Tile& tile) {
-    if constexpr (reads_stored) {
+  static const T* direct(const Image<Element>& image, int64_t n, const Tile& tile) {
+    if constexpr (computes_as_stored) {
       return image.at(n, 0, tile.row, tile.col);
     } else {
       return nullptr;

@@ -15,11 +15,13 @@ from .doctor import doctor
 from .functional import conv1d, conv2d
 from .learned import dgconv_conv2d, dgconv_weight, flgc_conv2d, flgc_weight
 from .partition import Partition
+from .prologue import Prologue
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Partition",
+    "Prologue",
     "__version__",
     "backends",
     "chain",

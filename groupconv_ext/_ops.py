@@ -20,6 +20,7 @@ __all__ = [
     "LIBRARY",
     "chain",
     "chain_grad",
+    "compute_dtype",
     "conv2d",
     "conv2d_backward",
     "conv2d_input_grad",
@@ -35,6 +36,9 @@ __all__ = [
     "labelled_conv2d_weight_grad",
     "mask_weight",
     "pack",
+    "prologue_conv2d",
+    "prologue_conv2d_input_grad",
+    "prologue_conv2d_weight_grad",
     "row_labels",
     "two_level",
     "unavailable",
@@ -151,10 +155,59 @@ def _fake_backward(
     )
 
 
+# ---- with a prologue -----------------------------------------------------------------------------
+
+
+def _fake_prologue_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
+    *rest: Any,
+) -> torch.Tensor:
+    _check_devices(x, scale, shift)
+    return _fake_conv2d(x, weight, bias, residual, *rest)
+
+
+def _fake_prologue_input_grad(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
+    table: torch.Tensor,
+    *window: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    _check_devices(grad, weight, x, scale, shift, table)
+    sizes = (x.shape[0], x.shape[1], x.shape[2], x.shape[3])
+    by_scale, by_shift = (
+        x.new_empty(x.shape[1], dtype=compute_dtype(x)),
+        x.new_empty(x.shape[1], dtype=compute_dtype(x)),
+    )
+    return _empty(x, sizes, is_channels_last(x)), by_scale, by_shift
+
+
+def _fake_prologue_weight_grad(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
+    *rest: Any,
+) -> torch.Tensor:
+    _check_devices(x, scale, shift)
+    return _fake_weight_grad(grad, x, *rest)
+
+
 # ---- on learned groups -------------------------------------------------------------------------
 
 
-def _compute_dtype(x: torch.Tensor) -> torch.dtype:
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """What the kernels for the CPU compute in."""
     return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
 
 
@@ -267,7 +320,7 @@ def _fake_kronecker_grad(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _check_devices(grad, weight, gates)
     return weight.new_empty(weight.shape), weight.new_empty(
-        gates.shape, dtype=_compute_dtype(weight)
+        gates.shape, dtype=compute_dtype(weight)
     )
 
 
@@ -384,6 +437,18 @@ def _batch_input_grad(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batche
     return _unfold(conv2d_input_grad(_fold(grad, in_dims[0], size), *rest), size)
 
 
+def _batch_prologue_conv2d(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
+    size = info.batch_size
+    x, weight, bias, residual, *rest = args
+    x_dim, weight_dim, bias_dim, residual_dim, scale_dim, shift_dim, *_ = in_dims
+    if any(dim is not None for dim in (weight_dim, bias_dim, scale_dim, shift_dim)):
+        batched: Batched = _one_by_one(prologue_conv2d, size, in_dims, args)
+        return batched
+    if residual is not None:
+        residual = _fold(residual, residual_dim, size)
+    return _unfold(prologue_conv2d(_fold(x, x_dim, size), weight, bias, residual, *rest), size)
+
+
 def _batch_weight_grad(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
     batched: Batched = _one_by_one(conv2d_weight_grad, info.batch_size, in_dims, args)
     return batched
@@ -426,6 +491,13 @@ conv2d: Op = _register("conv2d", _fake_conv2d, _batch_conv2d)
 conv2d_input_grad: Op = _register("conv2d_input_grad", _fake_input_grad, _batch_input_grad)
 conv2d_weight_grad: Op = _register("conv2d_weight_grad", _fake_weight_grad, _batch_weight_grad)
 
+prologue_conv2d: Op = _register(
+    "prologue_conv2d", _fake_prologue_conv2d, _batch_prologue_conv2d
+)
+prologue_conv2d_weight_grad: Op = _register_looping(
+    "prologue_conv2d_weight_grad", _fake_prologue_weight_grad
+)
+
 pack: Op = _register_looping("pack", _fake_pack)
 unpack: Op = _register_looping("unpack", _fake_unpack)
 row_labels: Op = _register_looping("row_labels", _fake_row_labels)
@@ -450,6 +522,9 @@ kronecker_conv2d_grad: Callable[..., Pair] = _register_looping(
     "kronecker_conv2d_grad", _fake_kronecker_conv2d_grad
 )
 label_grad: Callable[..., Triple] = _register_looping("label_grad", _fake_label_grad)
+prologue_conv2d_input_grad: Callable[..., Triple] = _register_looping(
+    "prologue_conv2d_input_grad", _fake_prologue_input_grad
+)
 chain: Op = _register("chain", _fake_chain, _batch_chain)
 chain_grad: Callable[..., Pair] = _register_looping("chain_grad", _fake_chain_grad)
 two_level: Callable[..., Pair] = _register_looping("two_level", _fake_two_level)

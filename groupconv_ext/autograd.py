@@ -30,6 +30,7 @@ from .window import Window
 __all__ = [
     "ACTIVATIONS",
     "FUSED_IN_TRAINING",
+    "before_activation",
     "convolve",
     "input_grad",
     "wants_grad",
@@ -102,6 +103,17 @@ def weight_grad(
     return y
 
 
+def before_activation(
+    activation: str, grad: torch.Tensor, output: torch.Tensor | None
+) -> torch.Tensor:
+    """∂L/∂(what went into an activation), from what came out of it."""
+    if activation == "relu":
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    elif activation == "relu6":
+        grad = torch.ops.aten.hardtanh_backward(grad, output, 0, 6)
+    return grad
+
+
 def wants_grad(*tensors: torch.Tensor | None) -> bool:
     """Whether autograd has to know of an operation on these."""
     if torch.is_grad_enabled():
@@ -159,10 +171,7 @@ class _Convolution(torch.autograd.Function):
             made = _ops.conv2d_backward(grad, output, x, weight, table, *ctx.window, code, *wanted)
             grads = (g if want else None for g, want in zip(made, wanted, strict=True))
             return *grads, grad if need_residual else None, *(None,) * 4
-        if ctx.activation == "relu":
-            grad = torch.ops.aten.threshold_backward(grad, output, 0)
-        elif ctx.activation == "relu6":
-            grad = torch.ops.aten.hardtanh_backward(grad, output, 0, 6)
+        grad = before_activation(ctx.activation, grad, output)
         grad_x = grad_weight = grad_bias = None
         if need_x:
             size = (x.shape[2], x.shape[3])

@@ -2,7 +2,7 @@
 
     y[outputs_g] = activation( W_g * x[inputs_g] + bias[outputs_g] + residual[outputs_g] )
 
-for every group g of a :class:`~groupconv_ext.Partition`. Everything that ``F.conv2d`` accepts is
+(or with x' = relu(x · scale + shift) in the place of x, :class:`~groupconv_ext.Prologue`) for every group g of a :class:`~groupconv_ext.Partition`. Everything that ``F.conv2d`` accepts is
 accepted, everything wrong is refused here, before any kernel sees it.
 """
 
@@ -18,6 +18,7 @@ from torch.compiler import is_compiling
 from .autograd import ACTIVATIONS, wants_grad
 from .backends import Backend, Call, choose
 from .partition import Partition
+from .prologue import PROLOGUE_ACTIVATIONS, Prologue
 from .window import IntOrPair, Padding, Window, make_window
 
 __all__ = ["conv1d", "conv2d"]
@@ -34,6 +35,7 @@ def conv2d(
     dilation: IntOrPair = 1,
     activation: str | None = None,
     residual: torch.Tensor | None = None,
+    prologue: Prologue | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Convolve ``x`` in the groups of ``partition``.
@@ -50,6 +52,7 @@ def conv2d(
         dilation: See ``stride``.
         activation: ``"relu"``, ``"relu6"``, ``"silu"``, ``"hardswish"`` or ``None``; applied last.
         residual: Added before the activation; the shape of the output.
+        prologue: What is done to ``x`` first, channel by channel; padding comes after it.
         backend: ``"auto"`` or a name of :func:`groupconv_ext.backends.names`.
 
     Raises:
@@ -58,6 +61,8 @@ def conv2d(
         groupconv_ext.backends.BackendError: A backend asked for by name that cannot run.
     """
     _check_tensors(x, weight, bias, residual)
+    if prologue is not None:
+        _check_prologue(prologue)
     rank = x.dim()
     if rank == 3:
         y = conv2d(
@@ -70,6 +75,7 @@ def conv2d(
             dilation=dilation,
             activation=activation,
             residual=None if residual is None else residual.unsqueeze(0),
+            prologue=prologue,
             backend=backend,
         )
         return y.squeeze(0)
@@ -80,6 +86,7 @@ def conv2d(
     device = x.device
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         x, weight, bias, residual = _autocast(x, weight, bias, residual)
+        prologue = None if prologue is None else _autocast_prologue(prologue, x)
     weight = _packed(weight, partition)
     window = make_window(weight.shape[1], weight.shape[2], stride, padding, dilation)
     if activation is None:
@@ -87,7 +94,10 @@ def conv2d(
     elif activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; expected None or one of {ACTIVATIONS}")
     needs_grad = torch.is_grad_enabled() and wants_grad(x, weight, bias, residual)
-    call = (device.type, x.dtype, needs_grad, forward_ad._current_level >= 0)
+    if prologue is not None:
+        needs_grad = needs_grad or wants_grad(prologue.scale, prologue.shift)
+    in_forward_mode = forward_ad._current_level >= 0
+    call = (device.type, x.dtype, needs_grad, in_forward_mode, prologue is not None)
     chosen = None if is_compiling() else _choices.get((backend, call))
     if chosen is None:
         chosen = choose(backend, Call(*call))
@@ -97,15 +107,17 @@ def conv2d(
         # Looking at every operand from Python takes as long as a small convolution, so only a call
         # that was refused is looked at again: to say why in the same words as everywhere.
         try:
-            return chosen.convolve(x, weight, bias, residual, partition, window, activation)
+            return chosen.convolve(
+                x, weight, bias, residual, partition, window, activation, prologue
+            )
         except RuntimeError:
-            _check_operands(x, weight, bias, residual, partition, window)
+            _check_operands(x, weight, bias, residual, partition, window, prologue)
             raise
-    _check_operands(x, weight, bias, residual, partition, window)
-    return chosen.convolve(x, weight, bias, residual, partition, window, activation)
+    _check_operands(x, weight, bias, residual, partition, window, prologue)
+    return chosen.convolve(x, weight, bias, residual, partition, window, activation, prologue)
 
 
-_choices: dict[tuple[str, tuple[str, torch.dtype, bool, bool]], Backend] = {}
+_choices: dict[tuple[str, tuple[str, torch.dtype, bool, bool, bool]], Backend] = {}
 """What was chosen before; the answer depends on nothing else."""
 
 
@@ -120,6 +132,7 @@ def conv1d(
     dilation: IntOrPair = 1,
     activation: str | None = None,
     residual: torch.Tensor | None = None,
+    prologue: Prologue | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """:func:`conv2d` over sequences ``[B, C, L]`` or ``[C, L]``, with a weight ``[entries, k]``.
@@ -143,6 +156,7 @@ def conv1d(
         dilation=(1, _single("dilation", dilation)),
         activation=activation,
         residual=None if residual is None else residual.unsqueeze(-2),
+        prologue=prologue,
         backend=backend,
     )
     return y.squeeze(-2)
@@ -168,6 +182,19 @@ def _check_tensors(x: object, weight: object, bias: object, residual: object) ->
         raise TypeError(f"residual is {residual!r}; expected a tensor or None")
 
 
+def _check_prologue(prologue: object) -> None:
+    if not isinstance(prologue, Prologue):
+        raise TypeError(f"prologue is {prologue!r}; expected a groupconv_ext.Prologue")
+    for name, tensor in (("scale", prologue.scale), ("shift", prologue.shift)):
+        if not isinstance(tensor, (torch.Tensor, type(None))):
+            raise TypeError(f"prologue.{name} is {tensor!r}; expected a tensor or None")
+    if prologue.activation not in PROLOGUE_ACTIVATIONS:
+        raise ValueError(
+            f"prologue.activation is {prologue.activation!r}; expected one of "
+            f"{PROLOGUE_ACTIVATIONS}"
+        )
+
+
 def _packed(weight: torch.Tensor, partition: Partition) -> torch.Tensor:
     """The weight as ``[entries, kh, kw]``."""
     _, ins = partition.sizes[0]
@@ -190,6 +217,7 @@ def _check_operands(
     residual: torch.Tensor | None,
     partition: Partition,
     window: Window,
+    prologue: Prologue | None,
 ) -> None:
     batch, channels, height, width = x.shape
     if channels != partition.in_channels:
@@ -205,12 +233,25 @@ def _check_operands(
     out_size = window.output_size(height, width, weight.shape[1], weight.shape[2])
     if residual is not None:
         _check_like("residual", residual, x, (batch, partition.out_channels, *out_size))
+    if prologue is not None:
+        for name, tensor in (("scale", prologue.scale), ("shift", prologue.shift)):
+            if tensor is not None:
+                # A normalisation's numbers may stay in float32 where x is narrower.
+                narrow = x.dtype in (torch.float16, torch.bfloat16)
+                also = torch.float32 if narrow else None
+                _check_like(f"prologue.{name}", tensor, x, (channels,), also)
 
 
-def _check_like(name: str, tensor: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...]) -> None:
+def _check_like(
+    name: str,
+    tensor: torch.Tensor,
+    x: torch.Tensor,
+    shape: tuple[int, ...],
+    also: torch.dtype | None = None,
+) -> None:
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
-    if tensor.dtype != x.dtype or tensor.device != x.device:
+    if tensor.dtype not in (x.dtype, also) or tensor.device != x.device:
         _refuse_mix(name, tensor, x)
 
 
@@ -237,4 +278,16 @@ def _autocast(
         weight.to(dtype),
         None if bias is None else bias.to(dtype),
         None if residual is None else residual.to(dtype),
+    )
+
+
+def _autocast_prologue(prologue: Prologue, x: torch.Tensor) -> Prologue:
+    """As batch normalisation under autocast: x in the lower precision, its parameters in float32."""
+    if x.dtype == torch.float64:
+        return prologue
+    scale, shift, activation = prologue
+    return Prologue(
+        None if scale is None else scale.float(),
+        None if shift is None else shift.float(),
+        activation,
     )

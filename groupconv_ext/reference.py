@@ -32,6 +32,7 @@ __all__ = [
     "dgconv_weight",
     "flgc_weight",
     "output_size",
+    "prologue",
 ]
 
 Pair: TypeAlias = tuple[int, int]
@@ -94,6 +95,23 @@ def chain(
     if bias is not None:
         x = x + bias[:, None, None]
     return _activation(activation)(x)
+
+
+def prologue(
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    activation: str | None,
+) -> torch.Tensor:
+    """What a prologue makes of x, ``act(x · scale[c] + shift[c])``; rounded once."""
+    dtype = x.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    if scale is not None:
+        x = x * scale.to(x.dtype)[:, None, None]
+    if shift is not None:
+        x = x + shift.to(x.dtype)[:, None, None]
+    return _activation(activation)(x).to(dtype)
 
 
 def conv2d_input_grad(

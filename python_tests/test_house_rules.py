@@ -24,6 +24,7 @@ FLOORS = (
         "_introspect",
         "_ops",
         "autograd",
+        "prologue",
         "masked",
         "backends",
         "functional",

@@ -83,9 +83,13 @@ GROUPCONV_INLINE void store_narrowed(Vec<T> x, T* p, int64_t count) {
 }
 template <class T>
 GROUPCONV_INLINE void store_narrowed(Vec<T> x, BFloat16* p, int64_t count) {
+#if defined(__AVX512F__)
+  x.store(p, Vec<T>::first(count));
+#else
   T values[Vec<T>::lanes];
   x.store(values);
   for (int64_t i = 0; i < count; ++i) narrow(values[i], p[i]);
+#endif
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ class Convolution {
         taps_(static_cast<int64_t>(sweep_.taps.size())),
         finish_(p_.activation) {
     accumulate_ = p_.transposed && p_.partition->inputs_overlap;
-    source_direct_ = computes_as_stored && is_one_row(sweep_, p_.source);
+    source_direct_ = computes_as_stored && !p_.prologue && is_one_row(sweep_, p_.source);
     source_whole_ = p_.source.channels_last();
     dest_whole_ = p_.dest.channels_last() || accumulate_;
     dest_direct_ = computes_as_stored && !dest_whole_ && p_.dest.stride_w == 1 && p_.dest.flat() &&
@@ -99,7 +99,7 @@ class Convolution {
 
     if (source_whole_)
       stage(p_.source, n, {nullptr, p_.source.channels}, planes_, tile, shape, staged, source_distance,
-            shape.size);
+            shape.size, p_.prologue);
     if (clear_sums_) fill_zero(sums, summed_ * sum_distance);
 
     MultiplyJob<Operand> job{};
@@ -156,7 +156,7 @@ class Convolution {
       job.rows = dests_.count(g);
       if (!source_direct_ && !source_whole_) {
         stage(p_.source, n, {sources_.of(g), sources_.count(g)}, planes_, tile, shape, staged,
-              source_distance, shape.size);
+              source_distance, shape.size, p_.prologue);
       }
       job.depth = list_taps(g);
       if constexpr (!in_pairs) {
@@ -255,7 +255,7 @@ void convolve(const ConvolveProblem<Stored>& problem) {
     }
   }
   if constexpr (multiplies_stored<Stored>) {
-    if (convolve_pairs(problem)) return;
+    if (!problem.prologue && convolve_pairs(problem)) return;
   }
   if (convolve_pixels(problem)) return;
   Convolution<Stored>(problem).run();

@@ -37,7 +37,7 @@ class PixelConvolution {
       : p_(problem),
         sweep_(*problem.sweep),
         sides_(problem),
-        source_(p_.source, sweep_, sides_.sources, sides_.groups, Blocks::side_by_side),
+        source_(p_.source, sweep_, sides_.sources, sides_.groups, Blocks::side_by_side, p_.prologue),
         blocks_(sides_),
         finish_(p_.activation),
         dest_direct_(computes_as_stored && is_clamp(p_.activation) && blocks_.writes_runs()) {}

@@ -1,4 +1,5 @@
-// Depthwise convolution in channels_last: lanes are channels, nothing is padded or staged.
+// Depthwise convolution in channels_last: lanes are channels, nothing is padded, and nothing staged but what
+// comes through a prologue.
 //
 // Tile: 2 destination rows × 8 pixels × 1 vector of channels (1 × 6 with 16 registers). A source pixel is
 // loaded once for all the sums it belongs to, up to 2 · kernel width of them.
@@ -12,6 +13,7 @@
 #pragma once
 
 #include "cpu/depthwise.h"
+#include "cpu/depthwise_prologue.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -84,6 +86,7 @@ class DepthwiseChannels {
     int64_t weight[tile_rows];
   };
   struct Tables {
+    const PreparedRows<Stored>* source;
     T* weight;      // [copies][blocks][tap][lanes]
     int32_t* pick;  // [picks][dest_blocks · lanes]: where in a record a destination channel's sum is
     Read* reads;
@@ -99,6 +102,10 @@ class DepthwiseChannels {
   void run_rows(int64_t n, int64_t first, int64_t end) const {
     const int64_t most_lines = tile_rows * grid_.rows * (grid_.cols / together_);
     const int64_t strip_size = direct_ ? 0 : tile_rows * tile_cols * record_;
+    const int64_t top = grid_.rows > 0 ? grid_.row(0) : 0;
+    const int64_t reach =
+        (tile_rows - 1) * sweep_.source_step_h + (grid_.rows > 0 ? grid_.row(grid_.rows - 1) - top + 1 : 1);
+    PreparedRows<Stored> source(p_.source, p_.prologue, 0, p_.source.channels, reach);
     Workspace space;
     space.plan<T>(copies_ * blocks_ * weights_);
     space.plan<int32_t>(copies_ * blocks_ * lanes);
@@ -107,8 +114,10 @@ class DepthwiseChannels {
     space.plan<Line>(most_lines);
     space.plan<T>(strip_size);
     space.plan<T>(dest_blocks_ * lanes);
+    space.plan<Stored>(source.size());
     space.open();
     Tables tables{};
+    tables.source = &source;
     tables.weight = space.take<T>(copies_ * blocks_ * weights_);
     int32_t* origin = space.take<int32_t>(copies_ * blocks_ * lanes);
     tables.pick = space.take<int32_t>(picks_ * dest_blocks_ * lanes);
@@ -116,12 +125,15 @@ class DepthwiseChannels {
     tables.lines = space.take<Line>(most_lines);
     tables.strip = space.take<T>(strip_size);
     tables.picked = space.take<T>(dest_blocks_ * lanes);
+    source.open(space.take<Stored>(source.size()));
     fill_zero(tables.strip, strip_size);
     list_channels(origin, tables.pick);
     transpose_weight(origin, tables.weight);
     tables.read_count = list_reads(tables.reads);
 
     for (int64_t row = first; row < end; row += tile_rows) {
+      const int64_t read = row * sweep_.source_step_h + top;
+      source.advance(n, read, read + reach);
       for (int64_t col = 0; col < sweep_.cols; col += tile_cols) {
         Tile tile{n,
                   row,
@@ -189,13 +201,12 @@ class DepthwiseChannels {
     for (int64_t j = 0; j < grid_.cols; j += together_) {
       const int64_t x = tile.col * step + grid_.col(j);
       const uint32_t present = pixels_inside(x, count, apart, p_.source.width);
-      const Stored* column = p_.source.at(tile.n, 0, tile.row * sweep_.source_step_h, x);
       for (int64_t i = 0; i < tables.read_count; ++i) {
         const Read& read = tables.reads[i];
         const int64_t y = tile.row * sweep_.source_step_h + read.row;
         if (y < 0 || y >= p_.source.height) continue;
         Line& line = tables.lines[tile.lines++];
-        line.from = column + read.row * p_.source.stride_h;
+        line.from = tables.source->row(tile.n, y) + x * tables.source->pixel_stride();
         line.present = present;
         for (int64_t r = 0; r < tile_rows; ++r) {
           line.weight[r] = read.weight[r] < 0 ? -1 : read.weight[r] + j * lanes;
@@ -224,7 +235,7 @@ class DepthwiseChannels {
 
   template <int Cols, int Step>
   void run_blocks(const Tile& tile, const Tables& tables) const {
-    const int64_t apart = p_.source.stride_w * (together_ == 1 ? sweep_.source_step_w : 1);
+    const int64_t apart = tables.source->pixel_stride() * (together_ == 1 ? sweep_.source_step_w : 1);
     for (int64_t m = 0; m < copies_; ++m) {
       for (int64_t b = 0; b < blocks_; ++b) {
         const int64_t block = m * blocks_ + b;

@@ -1,4 +1,5 @@
-// Weight gradient of a depthwise convolution in channels_last: lanes are channels, nothing is staged.
+// Weight gradient of a depthwise convolution in channels_last: lanes are channels, nothing is staged but what
+// comes through a prologue.
 //
 // Tile: up to 3 kernel rows × 3 columns of sums over 7 gradient pixels of a row (2 × 7 of the widest window;
 // 4 pixels with 16 registers). A source pixel is loaded once for the columns of the window that meet it.
@@ -8,6 +9,7 @@
 #pragma once
 
 #include "cpu/depthwise.h"
+#include "cpu/depthwise_prologue.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -58,16 +60,24 @@ class DepthwiseGradChannels {
     int64_t n, row, block, top;
     const int32_t* outputs;  // of the lanes; null: the same as the inputs
     T* sums;                 // [tap][lanes]
+    const PreparedRows<T>* input;
+    int64_t channel;  // where the block begins in a prepared pixel
   };
 
   void run_blocks(int64_t slice, int64_t first, int64_t end) const {
     const int64_t count = copies_ * (end - first);
+    const int64_t top = grid_.rows > 0 ? grid_.row(0) : 0;
+    const int64_t reach = grid_.rows > 0 ? grid_.row(grid_.rows - 1) - top + 1 : 1;
+    PreparedRows<T> input(p_.input, p_.prologue, first * lanes,
+                          smaller(end * lanes, p_.input.channels) - first * lanes, reach);
     Workspace space;
     space.plan<T>(count * taps_ * lanes);
     space.plan<int32_t>(count * lanes);
+    space.plan<T>(input.size());
     space.open();
     T* sums = space.take<T>(count * taps_ * lanes);
     int32_t* outputs = space.take<int32_t>(count * lanes);
+    input.open(space.take<T>(input.size()));
     fill_zero(sums, count * taps_ * lanes);
     fill_zero(outputs, count * lanes);
     for_each_weight(first, end, [&](int64_t slot, int64_t output, int64_t) {
@@ -75,9 +85,13 @@ class DepthwiseGradChannels {
     });
     const int64_t units = p_.input.batch * sweep_.rows;
     for (int64_t unit = units * slice / p_.slices; unit < units * (slice + 1) / p_.slices; ++unit) {
+      const int64_t n = unit / sweep_.rows, row = unit % sweep_.rows;
+      const int64_t read = row * sweep_.source_step_h + top;
+      input.advance(n, read, read + reach);
       for (int64_t i = 0; i < count; ++i) {
-        add_row({unit / sweep_.rows, unit % sweep_.rows, first + i % (end - first), 0,
-                 straight_ ? nullptr : outputs + i * lanes, sums + i * taps_ * lanes});
+        const int64_t block = i % (end - first);
+        add_row({n, row, first + block, 0, straight_ ? nullptr : outputs + i * lanes,
+                 sums + i * taps_ * lanes, &input, block * lanes});
       }
     }
     T* total = p_.weight_grad + slice * p_.partition->entries() * p_.window_area;
@@ -135,6 +149,7 @@ class DepthwiseGradChannels {
     const int64_t channel = job.block * lanes;
     const int64_t count = smaller<int64_t>(lanes, p_.input.channels - channel);
     const int64_t stride = Cols == 1 ? sweep_.source_step_w : 1;
+    const int64_t pixel_stride = job.input->pixel_stride();
     const T* sources[Rows];
     bool inside[Rows];
     V_ sums[Rows][Cols];
@@ -143,7 +158,7 @@ class DepthwiseGradChannels {
     for (int i = 0; i < Rows; ++i) {
       const int64_t y = job.row * sweep_.source_step_h + grid_.row(job.top + i);
       inside[i] = job.top + i < grid_.rows && y >= 0 && y < p_.input.height;
-      sources[i] = inside[i] ? p_.input.at(job.n, channel, y, 0) : nullptr;
+      sources[i] = inside[i] ? job.input->row(job.n, y) + job.channel : nullptr;
 #pragma GCC unroll 7
       for (int k = 0; k < Cols; ++k) {
         sums[i][k] = inside[i] ? V_::load(totals + (i * grid_.cols + k) * lanes) : zero<T>();
@@ -165,9 +180,9 @@ class DepthwiseGradChannels {
 #pragma GCC unroll 3
       for (int i = 0; i < Rows; ++i) {
         if (!inside[i]) continue;
-        const T* from = sources[i] + x * p_.input.stride_w;
+        const T* from = sources[i] + x * pixel_stride;
 #pragma GCC unroll 24
-        for (int at = 0; at < reach; ++at, from += stride * p_.input.stride_w) {
+        for (int at = 0; at < reach; ++at, from += stride * pixel_stride) {
           if (__builtin_expect(present >> at & 1, 1)) {
             V_ source = V_::load(from, V_::first(count));
             pin(source);

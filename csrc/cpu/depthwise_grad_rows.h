@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cpu/depthwise.h"
+#include "cpu/depthwise_prologue.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -21,7 +22,7 @@ class DepthwiseGradRows {
 
  public:
   explicit DepthwiseGradRows(const WeightGradProblem<T>& problem)
-      : p_(problem), sweep_(*problem.sweep), grid_(sweep_) {}
+      : p_(problem), sweep_(*problem.sweep), grid_(sweep_), prepared_(p_.input, p_.prologue, sweep_, grid_) {}
 
   static bool suits(const WeightGradProblem<T>& p) {
     return !p.input.channels_last() && !p.grad.channels_last() && stands(p.grad) && stands(p.input) &&
@@ -43,13 +44,21 @@ class DepthwiseGradRows {
 
   void run_groups(int64_t slice, int64_t first, int64_t end) const {
     const PartitionView& partition = *p_.partition;
+    Workspace space;
+    space.plan<T>(prepared_.size());
+    space.open();
+    T* prepared = space.take<T>(prepared_.size());
     T* total = p_.weight_grad + slice * partition.entries() * p_.window_area;
     const int64_t begin = p_.input.batch * slice / p_.slices;
     const int64_t beyond = p_.input.batch * (slice + 1) / p_.slices;
     for (int64_t g = first; g < end; ++g) {
       for (int64_t j = 0; j < partition.outputs.count(g); ++j) {
-        const Channel channel{begin, beyond, partition.inputs.of(g)[0], partition.outputs.of(g)[j],
-                              total + (partition.weight_offsets[g] + j) * p_.window_area};
+        const Channel channel{begin,
+                              beyond,
+                              partition.inputs.of(g)[0],
+                              partition.outputs.of(g)[j],
+                              total + (partition.weight_offsets[g] + j) * p_.window_area,
+                              prepared};
         run_channel(channel);
       }
     }
@@ -58,6 +67,7 @@ class DepthwiseGradRows {
   struct Channel {
     int64_t first_image, end_image, input, output;
     T* weight_grad;  // [window]
+    T* prepared;     // scratch
   };
 
   void run_channel(const Channel& channel) const {
@@ -89,14 +99,15 @@ class DepthwiseGradRows {
 #pragma GCC unroll 21
     for (int i = 0; i < Height * Cols; ++i) sums[i] = zero<T>();
     for (int64_t n = channel.first_image; n < channel.end_image; ++n) {
-      const T* plane = p_.input.at(n, channel.input, 0, 0);
       const T* grads = p_.grad.at(n, channel.output, 0, 0);
-      int64_t row = 0;
-      for (; row + R <= sweep_.rows; row += R) {
-        add_rows<R, Height, Step, Cols>(plane, grads, row, top, first_col, sums);
-      }
-      for (; row < sweep_.rows; ++row) {
-        add_rows<1, Height, Step, Cols>(plane, grads, row, top, first_col, sums);
+      for (int64_t row = 0; row < sweep_.rows;) {
+        const Band<T> band = prepared_.band(n, channel.input, row, channel.prepared);
+        for (; row + R <= band.end_row; row += R) {
+          add_rows<R, Height, Step, Cols>(band, grads, row, top, first_col, sums);
+        }
+        for (; row < band.end_row; ++row) {
+          add_rows<1, Height, Step, Cols>(band, grads, row, top, first_col, sums);
+        }
       }
     }
     T totals[Height * Cols];
@@ -109,8 +120,8 @@ class DepthwiseGradRows {
   }
 
   template <int R, int Height, int Step, int Cols>
-  GROUPCONV_INLINE void add_rows(const T* plane, const T* grads, int64_t row, int64_t top, int64_t first_col,
-                                 V_ (&sums)[Height * Cols]) const {
+  GROUPCONV_INLINE void add_rows(const Band<T>& band, const T* grads, int64_t row, int64_t top,
+                                 int64_t first_col, V_ (&sums)[Height * Cols]) const {
     constexpr int source_rows = (Height == 1 ? 1 : Step) * (R - 1) + Height;
     const int64_t first = row * sweep_.source_step_h + grid_.row(top);
     for (int64_t col = 0; col < sweep_.cols; col += lanes) {
@@ -129,7 +140,7 @@ class DepthwiseGradRows {
         for (int i = 0; i < source_rows; ++i) {
           const int64_t y = first + i;
           if (__builtin_expect(y < 0 || y >= p_.input.height, 0)) continue;
-          V_ source = load_stepped<T, Step>(plane + y * p_.input.stride_h + x, exists);
+          V_ source = load_stepped<T, Step>(band.plane + y * band.stride_h + x, exists);
           if (Step > 1) source = only(source, V_::from_bits(lanes_inside));
           pin(source);
 #pragma GCC unroll 7
@@ -148,6 +159,7 @@ class DepthwiseGradRows {
   const WeightGradProblem<T>& p_;
   const Sweep& sweep_;
   TapGrid grid_;
+  PreparedPlane<T> prepared_;
 };
 
 }  // namespace

@@ -5,10 +5,12 @@
 //   registers  8 sums, up to 7 weights, 1 source
 //   loads      3×3: 36 sources and 9 weights for 72 multiply-adds; the same image row at three offsets
 // The padding is no memory: columns outside the image are masked out of the loads, rows outside it are one
-// row of zeros. Channels are rows by pointer, so permutations and multipliers cost nothing.
+// row of zeros. Channels are rows by pointer, so permutations and multipliers cost nothing. Behind a prologue
+// the rows are those of a channel's copy in L1.
 #pragma once
 
 #include "cpu/depthwise.h"
+#include "cpu/depthwise_prologue.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -23,7 +25,11 @@ class DepthwiseRows {
 
  public:
   explicit DepthwiseRows(const ConvolveProblem<T>& problem)
-      : p_(problem), sweep_(*problem.sweep), grid_(sweep_), range_(clamp_range<T>(p_.activation)) {
+      : p_(problem),
+        sweep_(*problem.sweep),
+        grid_(sweep_),
+        prepared_(p_.source, p_.prologue, sweep_, grid_),
+        range_(clamp_range<T>(p_.activation)) {
     plain_ = !p_.residual.data && p_.activation == Activation::none && sweep_.dest_step_w == 1;
   }
 
@@ -49,11 +55,13 @@ class DepthwiseRows {
     T* zeros;          // an image row outside the image
     T* weight;         // [source][column][row], of one destination channel
   };
-  // A destination channel and the source channels that it sums.
+  // A destination channel and the source channels that it sums, or the rows of it that are made from the one
+  // source channel of a forward pass.
   struct Channel {
     int64_t n, dest;
     const int32_t* sources;
     int64_t count;
+    Band<T> band;
   };
 
   void run_groups(int64_t n, int64_t first, int64_t end) const {
@@ -69,11 +77,13 @@ class DepthwiseRows {
     space.plan<uint32_t>(vectors * grid_.cols);
     space.plan<T>(p_.source.width);
     space.plan<T>(most_sources * taps);
+    space.plan<T>(prepared_.size());
     space.open();
     Tables tables{};
     tables.inside = space.take<uint32_t>(vectors * grid_.cols);
     tables.zeros = space.take<T>(p_.source.width);
     tables.weight = space.take<T>(most_sources * taps);
+    T* prepared = space.take<T>(prepared_.size());
     fill_zero(tables.zeros, p_.source.width);
     for (int64_t v = 0; v < vectors; ++v) {
       for (int64_t j = 0; j < grid_.cols; ++j) {
@@ -88,12 +98,18 @@ class DepthwiseRows {
       const T* weight = p_.weight + partition.weight_offsets[g] * p_.window_area;
       if (p_.transposed) {
         transpose_weight(weight, outputs, tables.weight);
-        run_channel({n, *input, partition.outputs.of(g), outputs}, tables);
+        run_channel(
+            {n, *input, partition.outputs.of(g), outputs, {nullptr, p_.source.stride_h, 0, sweep_.rows}},
+            tables);
         continue;
       }
-      for (int64_t j = 0; j < outputs; ++j) {
-        transpose_weight(weight + j * p_.window_area, 1, tables.weight);
-        run_channel({n, partition.outputs.of(g)[j], input, 1}, tables);
+      for (int64_t row = 0; row < sweep_.rows && outputs > 0;) {
+        const Band<T> band = prepared_.band(n, *input, row, prepared);
+        for (int64_t j = 0; j < outputs; ++j) {
+          transpose_weight(weight + j * p_.window_area, 1, tables.weight);
+          run_channel({n, partition.outputs.of(g)[j], input, 1, band}, tables);
+        }
+        row = band.end_row;
       }
     }
   }
@@ -132,7 +148,7 @@ class DepthwiseRows {
 
   template <int R, int Height, int StepH, int StepW>
   void run_tiles(const Channel& channel, const Tables& tables) const {
-    for (int64_t row = 0; row < sweep_.rows; row += R) {
+    for (int64_t row = channel.band.first_row; row < channel.band.end_row; row += R) {
       int64_t col = 0;
       for (; sweep_.cols - col > lanes; col += tile_vectors * lanes) {
         run_tile<R, Height, StepH, StepW, tile_vectors>(channel, tables, row, col);
@@ -158,10 +174,12 @@ class DepthwiseRows {
     const int64_t taps_across = grid_.cols, taps_down = grid_.rows, apart = grid_.col_step;
     constexpr int source_rows = StepH * (R - 1) + Height;
     for (int64_t s = 0; s < channel.count; ++s) {
-      const T* plane = p_.source.at(channel.n, channel.sources[s], 0, 0);
+      const T* plane =
+          channel.band.plane ? channel.band.plane : p_.source.at(channel.n, channel.sources[s], 0, 0);
       for (int64_t top = 0; top < grid_.rows; top += Height) {
         const T* rows[source_rows];
-        list_rows<source_rows>(plane, tables.zeros, row * sweep_.source_step_h + grid_.row(top), rows);
+        list_rows<source_rows>(plane, channel.band.stride_h, tables.zeros,
+                               row * sweep_.source_step_h + grid_.row(top), rows);
         const T* taps = weight + top;
         int64_t x = col * StepW + grid_.col(0);
         for (int64_t j = 0; j < taps_across; ++j, taps += taps_down, x += apart) {
@@ -192,9 +210,8 @@ class DepthwiseRows {
   }
 
   template <int Count>
-  GROUPCONV_INLINE void list_rows(const T* plane, const T* zeros, int64_t first,
+  GROUPCONV_INLINE void list_rows(const T* plane, int64_t stride, const T* zeros, int64_t first,
                                   const T* (&rows)[Count]) const {
-    const int64_t stride = p_.source.stride_h;
     const T* row = plane + first * stride;
     if (first >= 0 && first + Count <= p_.source.height) {
 #pragma GCC unroll 13
@@ -253,6 +270,7 @@ class DepthwiseRows {
   const ConvolveProblem<T>& p_;
   const Sweep& sweep_;
   TapGrid grid_;
+  PreparedPlane<T> prepared_;
   ClampRange<T> range_;
   bool plain_;  // sums are stored as they are
 };

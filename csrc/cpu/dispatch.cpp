@@ -135,7 +135,8 @@ const char* groupconv_kernel_list() {
   static const std::string list = [] {
     std::string lines;
     for (const Candidate& candidate : candidates) {
-      for (const char* family : {"convolve", "weight_grad", "masked", "chain", "chain_grad"}) {
+      for (const char* family :
+           {"convolve", "weight_grad", "prologue_grad", "masked", "chain", "chain_grad"}) {
         for (const char* dtype : {"float32", "float64", "bfloat16"}) {
           lines += std::string(candidate.table->isa) + " " + family + " " + dtype + "\n";
         }

@@ -9,6 +9,7 @@
 #include "cpu/masked_grad.h"
 #include "cpu/peak.h"
 #include "cpu/pointwise_backward.h"
+#include "cpu/prologue_grad.h"
 #include "cpu/weight_grad.h"
 
 namespace groupconv::cpu {
@@ -16,13 +17,21 @@ namespace {
 
 template <class Stored>
 constexpr TypedKernels<Stored> typed_kernels{
-    convolve<Stored>,       weight_grad<Stored>,
-    epilogue_grad<Stored>,  pointwise_backward<Stored>,
-    pack<Stored, Stored>,   pack<compute_t<Stored>, Stored>,
-    unpack<Stored, Stored>, unpack<Stored, compute_t<Stored>>,
-    mask_weight<Stored>,    label_grad<Stored>,
-    logit_grad<Stored>,     kronecker_grad<Stored>,
-    chain<Stored>,          chain_grad<Stored>,
+    convolve<Stored>,
+    weight_grad<Stored>,
+    epilogue_grad<Stored>,
+    pointwise_backward<Stored>,
+    prologue_grad<Stored>,
+    pack<Stored, Stored>,
+    pack<compute_t<Stored>, Stored>,
+    unpack<Stored, Stored>,
+    unpack<Stored, compute_t<Stored>>,
+    mask_weight<Stored>,
+    label_grad<Stored>,
+    logit_grad<Stored>,
+    kronecker_grad<Stored>,
+    chain<Stored>,
+    chain_grad<Stored>,
 };
 
 constexpr KernelTable table_for(const char* isa) {

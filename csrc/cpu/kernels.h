@@ -9,6 +9,7 @@
 #include "core/numeric.h"
 #include "core/partition.h"
 #include "core/problem.h"
+#include "core/prologue.h"
 #include "core/sweep.h"
 #include "cpu/convert.h"
 
@@ -31,6 +32,7 @@ struct ConvolveProblem {
   using Compute = compute_t<Stored>;
 
   Image<const Stored> source;
+  Prologue<Compute> prologue;  // of a forward pass; an input gradient has none
   Image<Stored> dest;
   Image<const Stored> residual;  // data == nullptr: none; otherwise it has dest's strides, but for stride_n
   // Two levels: every group makes one channel of `shared`, and all groups read all of them, pixel by pixel.
@@ -52,6 +54,7 @@ struct ConvolveProblem {
 template <class Stored>
 struct WeightGradProblem {
   Image<const Stored> input;
+  Prologue<compute_t<Stored>> prologue;
   Image<const Stored> grad;
   compute_t<Stored>* weight_grad = nullptr;
   int64_t slices = 1;
@@ -89,6 +92,19 @@ struct PointwiseBackwardProblem {
   int64_t slices = 1;
   const PartitionView* partition = nullptr;
   Activation activation = Activation::none;
+  Threads threads;
+};
+
+// Takes grad = ∂L/∂x' to ∂L/∂x in place. Its strides are those of a dense NCHW or channels_last image.
+// scale_grad and shift_grad have `slices` copies of [channels], zeroed, which the caller adds up in order.
+template <class Stored>
+struct PrologueGradProblem {
+  Image<const Stored> input;
+  Image<Stored> grad;
+  Prologue<compute_t<Stored>> prologue;
+  compute_t<Stored>* scale_grad = nullptr;
+  compute_t<Stored>* shift_grad = nullptr;
+  int64_t slices = 1;
   Threads threads;
 };
 
@@ -195,6 +211,7 @@ struct TypedKernels {
   void (*weight_grad)(const WeightGradProblem<Stored>&);
   void (*epilogue_grad)(const EpilogueGradProblem<Stored>&);
   void (*pointwise_backward)(const PointwiseBackwardProblem<Stored>&);
+  void (*prologue_grad)(const PrologueGradProblem<Stored>&);
   void (*pack)(const PackProblem&);         // as stored
   void (*cast_pack)(const PackProblem&);    // a dense weight in the type that is computed in
   void (*unpack)(const PackProblem&);       // as stored

@@ -1,14 +1,16 @@
 // The channels_last counterpart of rows: whole pixels, as the kernels with lanes over channels read them.
 //
-// An image can be read as it lies where no tap leaves it and it is stored as the operands that are read: single
-// channels, or pairs of neighbours. Otherwise a tile's pixels are copied, padding included, with their channels
-// in the order in which the groups read them.
+// An image can be read as it lies where no tap leaves it, it is stored as the operands that are read (single
+// channels, or pairs of neighbours) and nothing comes before the convolution. Otherwise a tile's pixels are
+// copied, padding included and through the prologue, with their channels in the order in which the groups read
+// them; or as they lie, which spares a prologue a gather, where a kernel takes them from anywhere.
 #pragma once
 
 #include "core/partition.h"
 #include "cpu/reorder.h"
 #include "cpu/staging.h"
 #include "cpu/vec.h"
+#include "cpu/workspace.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -99,31 +101,41 @@ struct PixelRun {
 template <class Stored, class Operand = compute_t<Stored>>
 class PixelSource {
   static constexpr int64_t per_read = channels_in<Operand>;
+  using Sum = sum_t<Operand>;
   static constexpr bool reads_stored = __is_same(Stored, Operand) || per_read == 2;
 
  public:
   // Where a kernel wants the channels of a group side by side, or they make pairs, only an image that has them
   // so can be used as it lies.
   PixelSource(const Image<const Stored>& image, const Sweep& sweep, const ChannelLists& lists, int64_t groups,
-              bool side_by_side)
+              bool side_by_side, const Prologue<Sum>& prologue = {})
       : image_(image),
         sweep_(sweep),
         lists_(lists),
         groups_(groups),
+        prologue_(prologue),
         reach_(sweep),
         reads_(count_reads<Operand>(lists, groups)),
         in_order_(in_order(lists, groups) && per_read * reads_ == lists.offsets[groups]),
-        direct_(reads_stored && reach_.inside(sweep, image.height, image.width) &&
+        direct_(reads_stored && !prologue && reach_.inside(sweep, image.height, image.width) &&
                 image.stride_h % per_read == 0 && image.stride_w % per_read == 0 &&
                 (in_order_ || (per_read == 1 && !side_by_side))),
-        pixel_(direct_ ? image.stride_w / per_read : row_distance<Operand>(reads_)) {}
+        // Unless most of it would be for nobody.
+        as_it_lies_(per_read == 1 &&
+                    (direct_ || (prologue && !side_by_side && image.channels <= 2 * reads_))),
+        staged_(as_it_lies_ ? image.channels : reads_),
+        pixel_(direct_ ? image.stride_w / per_read : row_distance<Operand>(staged_)) {}
 
   void plan(Workspace& shared) const {
     shared.plan<int32_t>(per_read * reads_);
+    shared.plan<Sum>(prologue_ ? reads_ : 0);
+    shared.plan<Sum>(prologue_ ? reads_ : 0);
     if constexpr (per_read == 2) Reorder<Stored>::plan(shared, per_read * reads_, image_.channels);
   }
   void open(Workspace& shared) {
     order_ = shared.take<int32_t>(per_read * reads_);
+    Sum* scale = shared.take<Sum>(prologue_ ? reads_ : 0);
+    Sum* shift = shared.take<Sum>(prologue_ ? reads_ : 0);
     int32_t* place = order_;
     for (int64_t g = 0; g < groups_; ++g) {
       for (int64_t i = 0; i < per_read * operands_for<Operand>(lists_.count(g)); ++i) {
@@ -131,6 +143,12 @@ class PixelSource {
       }
     }
     if constexpr (per_read == 2) reorder_.open(shared, order_, per_read * reads_, image_.channels);
+    if (!prologue_ || as_it_lies_) return;
+    for (int64_t i = 0; i < reads_; ++i) {
+      scale[i] = prologue_.scale[order_[i]];
+      shift[i] = prologue_.shift[order_[i]];
+    }
+    prologue_ = {scale, shift, prologue_.relu};
   }
 
   bool direct() const { return direct_; }
@@ -156,7 +174,7 @@ class PixelSource {
     if (direct_) return shift.row * row_ + shift.col * pixel_;
     return (shift.row - reach_.top) * row_ + (shift.col - reach_.left) * pixel_;
   }
-  int64_t place(int64_t read) const { return direct_ && per_read == 1 ? order_[read] : read; }
+  int64_t place(int64_t read) const { return as_it_lies_ ? order_[read] : read; }
 
   // The tile's first lattice pixel: in the image, or in `scratch`, which is filled.
   const Operand* open_tile(int64_t n, const Tile& tile, Operand* scratch) const {
@@ -179,19 +197,25 @@ class PixelSource {
 
  private:
   void stage_pixel(int64_t n, int64_t y, int64_t x, Operand* to) const {
-    if (y < 0 || y >= image_.height || x < 0 || x >= image_.width) return fill_zero(to, reads_);
+    if (y < 0 || y >= image_.height || x < 0 || x >= image_.width) return fill_zero(to, staged_);
     const Stored* from = image_.at(n, 0, y, x);
     if constexpr (per_read == 2) {
       reorder_.run(from, reinterpret_cast<Stored*>(to));
     } else {
-      if (in_order_) return widen_row(from, 1, to, reads_);
+      const bool gathered = !in_order_ && !as_it_lies_;
       if constexpr (reads_stored) {
-        for_each_vector<Operand>(reads_, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
+        if (!gathered) {
+          return prologue_ ? prepare_pixel(prologue_, from, to, staged_) : widen_row(from, 1, to, staged_);
+        }
+        for_each_vector<Operand>(staged_, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
           Vec<Operand>::gather(from, order_ + i, mask).store(to + i, mask);
         });
+      } else if (gathered) {
+        for (int64_t i = 0; i < staged_; ++i) to[i] = widen(from[order_[i]]);
       } else {
-        for (int64_t i = 0; i < reads_; ++i) to[i] = widen(from[order_[i]]);
+        widen_row(from, 1, to, staged_);
       }
+      if (prologue_) prepare_pixel(prologue_, to, to, staged_);
     }
   }
 
@@ -199,9 +223,11 @@ class PixelSource {
   const Sweep& sweep_;
   ChannelLists lists_;
   int64_t groups_;
+  Prologue<Sum> prologue_;  // of the channels as they are staged
   Reach reach_;
   int64_t reads_;
-  bool in_order_, direct_;
+  bool in_order_, direct_, as_it_lies_;
+  int64_t staged_;                      // operands of a pixel
   int64_t pixel_, row_ = 0, cols_ = 0;  // from pixel to pixel and row to row; pixels in a staged row
   int32_t* order_ = nullptr;
   Reorder<Stored> reorder_;

@@ -103,11 +103,15 @@ class PointwiseGrad {
   void stage_input(int64_t n, int64_t first, int64_t columns, int64_t begin, int64_t depth, T* rows) const {
     const Stored* image = p_.input.at(n, first, 0, begin);
     if (p_.input.stride_c != 1) {
-      return transpose_in(image, p_.input.stride_c, columns, depth, rows, columns_at_once);
+      transpose_in(image, p_.input.stride_c, columns, depth, rows, columns_at_once);
+    } else {
+      for (int64_t q = 0; q < depth; ++q) {
+        widen_row(image + q * p_.input.stride_w, 1, rows + q * columns_at_once, columns);
+      }
     }
-    for (int64_t q = 0; q < depth; ++q) {
-      widen_row(image + q * p_.input.stride_w, 1, rows + q * columns_at_once, columns);
-    }
+    if (!p_.prologue) return;
+    const Prologue<T> prologue = from_channel(p_.prologue, first);
+    for (int64_t q = 0; q < depth; ++q, rows += columns_at_once) prepare_pixel(prologue, rows, rows, columns);
   }
 
   void stage_grad(int64_t n, int64_t begin, T* wide, int64_t* steps, MultiplyJob<T>& job) const {

@@ -1,7 +1,8 @@
 // Between images and rows. Kernels work on rows: one channel's pixels, next to each other, in the type
 // that is computed in. An NCHW image of that type already is rows and is used where it lies; everything
 // else passes through a scratch tile that stays in cache:
-//   stage    image → rows: pads, splits a strided source into its phases, widens, transposes channels_last
+//   stage    image → rows: prologue, pads, splits a strided source into its phases, widens, transposes
+//            channels_last
 //   unstage  rows → image: residual and activation, narrows, transposes back
 // Channels are addressed one by one on the row side, so a permutation is free in both directions.
 #pragma once
@@ -11,6 +12,7 @@
 #include "cpu/activation.h"
 #include "cpu/convert.h"
 #include "cpu/pair.h"
+#include "cpu/prologue.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
@@ -177,17 +179,6 @@ GROUPCONV_INLINE void fill_zero(T* p, int64_t count) {
   std::memset(p, 0, static_cast<size_t>(count) * sizeof(T));
 }
 
-// Rows of an image are short, often shorter than the code that a compiler makes of a plain loop likes:
-// whole vectors, then a masked one.
-template <class T, class Element>
-GROUPCONV_INLINE void for_each_vector(int64_t count, const Element& element) {
-  constexpr int lanes = Vec<T>::lanes;
-  const auto all = Vec<T>::first(lanes);
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) element(i, all);
-  if (i < count) element(i, Vec<T>::first(count - i));
-}
-
 template <class Stored, class T>
 GROUPCONV_INLINE void widen_row(const Stored* from, int64_t stride, T* to, int64_t count) {
   if constexpr (__is_same(Stored, T)) {
@@ -223,6 +214,17 @@ GROUPCONV_INLINE void interleave_row(const Stored* row, const Stored* partner, i
   }
 }
 
+// The same after the prologue.
+template <class Stored, class T>
+GROUPCONV_INLINE void widen_prepared_row(const Affine<T>& affine, const Stored* from, int64_t stride, T* to,
+                                         int64_t count) {
+  if constexpr (__is_same(Stored, T)) {
+    if (stride == 1) return prepare_row(affine, from, to, count);
+  }
+  widen_row(from, stride, to, count);
+  prepare_row(affine, to, to, count);
+}
+
 // The part of `count` plane columns, from plane coordinate `first` on, that lies inside the image.
 struct Inside {
   int64_t begin, end;
@@ -245,6 +247,30 @@ struct ChannelSet {
   int64_t operator[](int64_t i) const { return list ? list[i] : i; }
 };
 
+// What is staged as it is multiplied, not as it is summed, has no prologue.
+template <class T>
+constexpr bool takes_prologue = __is_same(T, sum_t<T>);
+
+// A row of all channels of a channels_last image to rows, after the prologue where there is one: some
+// channels at a time, which are still in L1 when it comes to them.
+template <class Stored, class T>
+void transpose_row(const Stored* source, int64_t pixel_stride, int64_t pixels, int64_t channels, T* rows,
+                   int64_t row_stride, const Prologue<sum_t<T>>& prologue) {
+  constexpr int64_t at_once = 4 * block;
+  if constexpr (takes_prologue<T>) {
+    for (int64_t first = 0; prologue && first < channels; first += at_once) {
+      const int64_t count = smaller(at_once, channels - first);
+      T* some = rows + first * row_stride;
+      transpose_in(source + first, pixel_stride, pixels, count, some, row_stride);
+      for (int64_t c = 0; c < count; ++c) {
+        T* row = some + c * row_stride;
+        prepare_row(affine_of(prologue, first + c), row, row, pixels);
+      }
+    }
+  }
+  if (!prologue) transpose_in(source, pixel_stride, pixels, channels, rows, row_stride);
+}
+
 // Planes that reach beyond the image are zero there; copying pixels in never touches the padding again.
 template <class T>
 void clear_planes(const Planes& planes, int64_t plane_distance, int64_t rows, const PlaneShape& shape,
@@ -261,7 +287,7 @@ void clear_planes(const Planes& planes, int64_t plane_distance, int64_t rows, co
 template <class Stored, class T>
 void copy_planes(const Image<const Stored>& image, int64_t n, ChannelSet channels, const Planes& planes,
                  const Tile& tile, const PlaneShape& shape, T* scratch, int64_t channel_distance,
-                 int64_t plane_distance) {
+                 int64_t plane_distance, const Prologue<sum_t<T>>& prologue) {
   const int64_t first_row = planes.first_row + tile.row, first_col = planes.first_col + tile.col;
   const int64_t pixel_stride = planes.step_w * image.stride_w;
   const bool transposed = channels_in<T> == 1 && image.channels_last() && !channels.list;
@@ -279,8 +305,8 @@ void copy_planes(const Image<const Stored>& image, int64_t n, ChannelSet channel
       if (transposed) {
         const Stored* from = image.at(n, 0, y, x);
         for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
-          transpose_in(from + row * row_stride, pixel_stride, count, channels.count,
-                       first + row * shape.pitch, channel_distance);
+          transpose_row(from + row * row_stride, pixel_stride, count, channels.count,
+                        first + row * shape.pitch, channel_distance, prologue);
         }
         continue;
       }
@@ -298,6 +324,16 @@ void copy_planes(const Image<const Stored>& image, int64_t n, ChannelSet channel
                          count);
         }
       } else {
+        if constexpr (takes_prologue<T>) {
+          if (prologue) {
+            const Affine<T> affine = affine_of(prologue, channels[i]);
+            for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
+              widen_prepared_row(affine, from + row * row_stride, pixel_stride, to + row * shape.pitch,
+                                 count);
+            }
+            continue;
+          }
+        }
         for (int64_t row = 0; row < rows.end - rows.begin; ++row) {
           widen_row(from + row * row_stride, pixel_stride, to + row * shape.pitch, count);
         }
@@ -309,11 +345,11 @@ void copy_planes(const Image<const Stored>& image, int64_t n, ChannelSet channel
 template <class Stored, class T>
 void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, const Planes& planes,
            const Tile& tile, const PlaneShape& shape, T* scratch, int64_t channel_distance,
-           int64_t plane_distance) {
+           int64_t plane_distance, const Prologue<sum_t<T>>& prologue = {}) {
   if (planes.padded(tile, shape, image.height, image.width)) {
     clear_planes(planes, plane_distance, operands_for<T>(channels.count), shape, scratch, channel_distance);
   }
-  copy_planes(image, n, channels, planes, tile, shape, scratch, channel_distance, plane_distance);
+  copy_planes(image, n, channels, planes, tile, shape, scratch, channel_distance, plane_distance, prologue);
 }
 
 template <class T>

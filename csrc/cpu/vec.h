@@ -75,6 +75,7 @@ struct Vec<float> {
   GROUPCONV_INLINE void store(BFloat16* p, Mask m) const { _mm256_mask_storeu_epi16(p, m, rounded()); }
   GROUPCONV_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   // Zero where the mask is not set.
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_ps(m, x.v)}; }
@@ -92,6 +93,7 @@ struct Vec<float> {
     const Mask above = _mm512_cmp_ps_mask(y.v, low.v, _CMP_NLE_UQ);
     return {_mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, y.v, high.v, _CMP_NGE_UQ), x.v)};
   }
+  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {_mm512_max_ps(low.v, x.v)}; }
 
  private:
   static GROUPCONV_INLINE const __m256i* as_words(const BFloat16* p) {
@@ -137,6 +139,7 @@ struct Vec<double> {
   GROUPCONV_INLINE void store(double* p, Mask m) const { _mm512_mask_storeu_pd(p, m, v); }
   GROUPCONV_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
+  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_pd(m, x.v)}; }
   friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
@@ -149,6 +152,7 @@ struct Vec<double> {
     const Mask above = _mm512_cmp_pd_mask(y.v, low.v, _CMP_NLE_UQ);
     return {_mm512_maskz_mov_pd(_mm512_mask_cmp_pd_mask(above, y.v, high.v, _CMP_NGE_UQ), x.v)};
   }
+  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {_mm512_max_pd(low.v, x.v)}; }
 };
 
 #elif defined(__AVX2__)
@@ -189,6 +193,7 @@ struct Vec<float> {
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
   }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm256_and_ps(_mm256_castsi256_ps(m), x.v)}; }
   friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
@@ -203,6 +208,7 @@ struct Vec<float> {
                below = _mm256_cmp_ps(y.v, high.v, _CMP_NGE_UQ);
     return {_mm256_and_ps(_mm256_and_ps(above, below), x.v)};
   }
+  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {_mm256_max_ps(low.v, x.v)}; }
 };
 
 template <>
@@ -231,6 +237,7 @@ struct Vec<double> {
     return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
   }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
+  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_pd(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm256_and_pd(_mm256_castsi256_pd(m), x.v)}; }
   friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
@@ -244,6 +251,7 @@ struct Vec<double> {
                below = _mm256_cmp_pd(y.v, high.v, _CMP_NGE_UQ);
     return {_mm256_and_pd(_mm256_and_pd(above, below), x.v)};
   }
+  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {_mm256_max_pd(low.v, x.v)}; }
 };
 
 #else  // any processor
@@ -268,6 +276,7 @@ struct Vec {
   }
   GROUPCONV_INLINE T sum() const { return v; }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {m ? x.v : T(0)}; }
   friend GROUPCONV_INLINE Vec even(Vec a, Vec) { return a; }
@@ -278,6 +287,7 @@ struct Vec {
   friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
     return {y.v <= low.v || y.v >= high.v ? T(0) : x.v};
   }
+  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {low.v > x.v ? low.v : x.v}; }
 };
 
 #endif
@@ -289,6 +299,12 @@ constexpr bool has_permute = __is_same(T, float) && Vec<T>::lanes > 1;
 template <class T>
 GROUPCONV_INLINE Vec<T> zero() {
   return Vec<T>::broadcast(T(0));
+}
+
+// x where `by` is positive or NaN, zero elsewhere: as torch differentiates relu.
+template <class T>
+GROUPCONV_INLINE Vec<T> where_positive(Vec<T> by, Vec<T> x) {
+  return between(zero<T>(), Vec<T>::broadcast(T(__builtin_nan(""))), by, x);
 }
 
 // Keeps a loaded vector in its register. Without it the compiler folds the load into every use, and a

@@ -37,7 +37,7 @@ class WeightGrad {
     // Below that many pixels the sums at the end of a tile weigh more than staging does.
     constexpr int64_t long_enough = 512;
     const bool alone = p_.input.batch <= p_.slices || sweep_.rows * sweep_.cols >= long_enough;
-    input_direct_ = computes_as_stored && alone && is_one_row(sweep_, p_.input);
+    input_direct_ = computes_as_stored && alone && !p_.prologue && is_one_row(sweep_, p_.input);
     input_whole_ = p_.input.channels_last();
     grad_direct_ = computes_as_stored && alone && !p_.grad.channels_last() && p_.grad.stride_w == 1 &&
                    p_.grad.flat() && sweep_.halo_cols == 0;
@@ -110,7 +110,7 @@ class WeightGrad {
     const auto stage_inputs = [&](ChannelSet channels) {
       for (int64_t i = 0; i < images; ++i) {
         stage(p_.input, n + i, channels, planes_, tile, shape, staged_inputs + i * shape.size,
-              source_distance, plane_distance);
+              source_distance, plane_distance, p_.prologue);
       }
     };
     // With the pitch of the staged input, so that both count positions alike.
@@ -217,7 +217,7 @@ void weight_grad(const WeightGradProblem<Stored>& problem) {
   if (PointwiseGrad<Stored>::suits(problem)) return PointwiseGrad<Stored>(problem).run();
   if constexpr (multiplies_stored<Stored>) {
     // Neighbouring pixels of rows are pairs as they lie; channels_last has to be transposed, and is widened.
-    if (!problem.input.channels_last() && !problem.grad.channels_last()) {
+    if (!problem.prologue && !problem.input.channels_last() && !problem.grad.channels_last()) {
       return WeightGrad<Stored, Stored>(problem).run();
     }
   }

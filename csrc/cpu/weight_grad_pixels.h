@@ -34,7 +34,7 @@ class PixelWeightGrad {
         outputs_(p_.partition->outputs),
         groups_(p_.partition->groups),
         taps_(static_cast<int64_t>(sweep_.taps.size())),
-        input_(p_.input, sweep_, inputs_, groups_, true),
+        input_(p_.input, sweep_, inputs_, groups_, true, p_.prologue),
         grad_(p_.grad, lattice_, outputs_, groups_, true) {
     for (int64_t g = 0; g < groups_; ++g) {
       most_group_ = larger(most_group_, inputs_.count(g) + outputs_.count(g));

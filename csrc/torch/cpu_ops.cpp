@@ -11,6 +11,7 @@
 #include "core/partition.h"
 #include "core/sweep.h"
 #include "cpu/dispatch.h"
+#include "torch/prologue.h"
 #include "torch/threads.h"
 
 namespace groupconv::ops {
@@ -75,6 +76,15 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
               const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
               int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
               int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
+  return conv2d_after(nullptr, input, weight, bias, residual, table, out_channels, stride_h, stride_w,
+                      pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, activation);
+}
+
+Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const Tensor& weight,
+                    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                    const Tensor& table, int64_t out_channels, int64_t stride_h, int64_t stride_w,
+                    int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                    int64_t dilation_h, int64_t dilation_w, int64_t activation) {
   check_image("input", input);
   const PartitionView partition = read_partition(table, input.size(1), out_channels);
   check_weight(weight, partition);
@@ -95,6 +105,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     check_sizes("residual", *residual, sizes);
   }
   check_dtype(input);
+  if (prologue) check_prologue(*prologue, input);
 
   const bool channels_last = is_channels_last(input);
   Tensor output = empty_image(input, sizes, channels_last);
@@ -116,8 +127,10 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     using Compute = cpu::compute_t<Stored>;
     const Tensor typed_weight = for_compute<Stored>(weight);
     const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : typed_weight;
+    const TypedPrologue<Stored> before(prologue, input);
     cpu::ConvolveProblem<Stored> problem;
     problem.source = image_of<const Stored>(input);
+    problem.prologue = before.view();
     problem.dest = image_of<Stored>(output);
     if (residual) problem.residual = image_of<const Stored>(added);
     problem.weight = static_cast<const Compute*>(typed_weight.data_ptr());
@@ -276,6 +289,14 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
                           int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
                           int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
                           int64_t dilation_h, int64_t dilation_w) {
+  return conv2d_weight_grad_after(nullptr, grad, input, table, entries, kernel_h, kernel_w, stride_h,
+                                  stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
+}
+
+Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& grad, const Tensor& input,
+                                const Tensor& table, int64_t entries, int64_t kernel_h, int64_t kernel_w,
+                                int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
+                                int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w) {
   check_image("grad", grad);
   check_image("input", input);
   check_like("grad", grad, "input", input);
@@ -288,12 +309,15 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
               output_sizes(window, input.size(0), partition.out_channels, input.size(2), input.size(3)));
 
   check_dtype(input);
+  if (prologue) check_prologue(*prologue, input);
 
   return for_dtype(input, [&](auto element) {
     using Stored = decltype(element);
     using Compute = cpu::compute_t<Stored>;
+    const TypedPrologue<Stored> before(prologue, input);
     cpu::WeightGradProblem<Stored> problem;
     problem.input = image_of<const Stored>(input);
+    problem.prologue = before.view();
     problem.grad = image_of<const Stored>(grad);
     // A fixed cut of the batch, whatever the number of threads. Where groups are work items of their own
     // and there are enough of them, none is needed; a short slice would not pay for its own gradient.

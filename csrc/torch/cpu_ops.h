@@ -68,10 +68,23 @@ inline cpu::Threads threads_for(const PartitionView& partition, const Window& wi
   return torch_threads();
 }
 
+// What comes before a convolution, one number per input channel: without a scale it is 1, without a shift 0.
+struct PrologueTensors {
+  std::optional<Tensor> scale, shift;
+  bool relu = false;
+};
+
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
               int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
               int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation);
+
+// The same of what a prologue makes of the input; null: of the input itself.
+Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const Tensor& weight,
+                    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                    const Tensor& table, int64_t out_channels, int64_t stride_h, int64_t stride_w,
+                    int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                    int64_t dilation_h, int64_t dilation_w, int64_t activation);
 
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
                          int64_t height, int64_t width, int64_t stride_h, int64_t stride_w, int64_t pad_top,
@@ -82,5 +95,10 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
                           int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
                           int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
                           int64_t dilation_h, int64_t dilation_w);
+
+Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& grad, const Tensor& input,
+                                const Tensor& table, int64_t entries, int64_t kernel_h, int64_t kernel_w,
+                                int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
+                                int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w);
 
 }  // namespace groupconv::ops

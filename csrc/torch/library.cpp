@@ -75,6 +75,20 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
   m.def(
       "chain_grad(Tensor grad, Tensor input, Tensor[] weights, Tensor[] tables, int entries, "
       "bool needs_input_grad, bool needs_weight_grad) -> (Tensor, Tensor)");
+  // conv2d and its gradients where relu(input · scale + shift), or without relu, is convolved: one scale and
+  // shift per input channel. The input gradient comes with the scale's and the shift's, all from one pass.
+  m.def(
+      "prologue_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? scale, "
+      "Tensor? shift, bool relu, Tensor table, int out_channels, int stride_h, int stride_w, int pad_top, "
+      "int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w, int activation) -> Tensor");
+  m.def(
+      "prologue_conv2d_input_grad(Tensor grad, Tensor weight, Tensor input, Tensor? scale, Tensor? shift, "
+      "bool relu, Tensor table, int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, "
+      "int pad_right, int dilation_h, int dilation_w) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "prologue_conv2d_weight_grad(Tensor grad, Tensor input, Tensor? scale, Tensor? shift, bool relu, "
+      "Tensor table, int entries, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_top, "
+      "int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w) -> Tensor");
   // GFLOP/s of independent float32 multiply-adds on one thread
   m.def("fma_peak(float seconds) -> float");
 }

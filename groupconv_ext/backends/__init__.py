@@ -56,8 +56,8 @@ def choose(backend: str, call: Call) -> Backend:
 
 
 def explain(
-    device_type: str, dtype: torch.dtype, *, needs_grad: bool = False
+    device_type: str, dtype: torch.dtype, *, needs_grad: bool = False, prologue: bool = False
 ) -> dict[str, str | None]:
     """For every backend the reason why it cannot serve such a call, or ``None`` where it can."""
-    call = Call(device_type, dtype, needs_grad)
+    call = Call(device_type, dtype, needs_grad, prologue=prologue)
     return {name: backend.why_not(call) for name, backend in _BACKENDS.items()}

@@ -6,6 +6,7 @@ import torch
 
 from .._ops import is_channels_last
 from ..partition import Partition
+from ..prologue import Prologue
 from ..window import Window
 from .registry import Backend, Call
 from .vendor import finish, grouped_conv2d
@@ -25,7 +26,10 @@ def _convolve(
     partition: Partition,
     window: Window,
     activation: str,
+    prologue: Prologue | None = None,
 ) -> torch.Tensor:
+    if prologue is not None:
+        x = prologue.apply(x)
     channels_last = is_channels_last(x)
     if not partition.is_contiguous:
         x = _gather(x, partition.read_order(x.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..partition import Partition
+from ..prologue import Prologue
 from ..window import Window
 from .registry import Backend, Call
 from .vendor import finish, grouped_conv2d
@@ -24,7 +25,10 @@ def _convolve(
     partition: Partition,
     window: Window,
     activation: str,
+    prologue: Prologue | None = None,
 ) -> torch.Tensor:
+    if prologue is not None:
+        x = prologue.apply(x)
     y = grouped_conv2d(x, partition.unpack(weight), bias, window, 1)
     return finish(y, residual, activation)
 

@@ -7,6 +7,7 @@ import torch
 from .. import _ops
 from ..autograd import FUSED_IN_TRAINING, convolve, wants_grad
 from ..partition import Partition
+from ..prologue import Prologue, convolve_after
 from ..reference import activations
 from ..window import Window
 from .registry import Backend, Call
@@ -30,7 +31,7 @@ _HAS_CUDA = _built_with_cuda()
 def _why_not(call: Call) -> str | None:
     if _ops.unavailable is not None:
         return f"is missing: {_ops.unavailable}"
-    device, dtype, needs_grad, forward_mode = call
+    device, dtype, needs_grad, forward_mode, prologue = call
     if forward_mode:
         return "has no derivatives in forward mode"
     if device in ("cpu", "meta"):
@@ -45,6 +46,8 @@ def _why_not(call: Call) -> str | None:
         return f"has no {dtype} kernels for CUDA"
     if needs_grad:
         return "has CUDA kernels for the forward pass only, and a gradient is asked for"
+    if prologue:
+        return "has no CUDA kernels that compute a prologue with the convolution"
     return None
 
 
@@ -56,11 +59,31 @@ def _convolve(
     partition: Partition,
     window: Window,
     activation: str,
+    prologue: Prologue | None = None,
 ) -> torch.Tensor:
+    if prologue is not None:
+        return _after(prologue, x, weight, bias, residual, partition, window, activation)
     if activation in FUSED_IN_TRAINING or not wants_grad(x, weight, bias, residual):
         return convolve(x, weight, bias, residual, partition, window, activation)
     y = convolve(x, weight, bias, residual, partition, window, "none")
     return activations[activation](y)
+
+
+def _after(
+    prologue: Prologue,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    partition: Partition,
+    window: Window,
+    activation: str,
+) -> torch.Tensor:
+    operands = (prologue, x, weight, bias, residual, partition, window)
+    parameters = prologue.scale, prologue.shift
+    if activation in FUSED_IN_TRAINING or not wants_grad(x, weight, bias, residual, *parameters):
+        return convolve_after(*operands, activation)
+    return activations[activation](convolve_after(*operands, "none"))
 
 
 NATIVE = Backend("native", _why_not, _convolve, checks_operands=True)

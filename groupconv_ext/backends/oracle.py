@@ -7,6 +7,7 @@ import torch
 from .. import reference
 from .._ops import is_channels_last
 from ..partition import Partition
+from ..prologue import Prologue
 from ..window import Window
 from .registry import Backend, Call
 
@@ -25,7 +26,10 @@ def _convolve(
     partition: Partition,
     window: Window,
     activation: str,
+    prologue: Prologue | None = None,
 ) -> torch.Tensor:
+    if prologue is not None:
+        x = prologue.apply(x)
     y = reference.conv2d(
         x,
         weight,

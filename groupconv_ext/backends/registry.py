@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from ..partition import Partition
+from ..prologue import Prologue
 from ..window import Window
 
 __all__ = ["Backend", "Call"]
@@ -21,10 +22,11 @@ class Call(NamedTuple):
     dtype: torch.dtype
     needs_grad: bool
     forward_mode: bool = False  # inside torch.func.jvp, jacfwd, hessian
+    prologue: bool = False
 
 
 class Convolve(Protocol):
-    """``activation(conv(x) + bias + residual)``, weight packed as ``[entries, kh, kw]``."""
+    """``activation(conv(prologue(x)) + bias + residual)``, weight packed, ``[entries, kh, kw]``."""
 
     def __call__(
         self,
@@ -35,6 +37,7 @@ class Convolve(Protocol):
         partition: Partition,
         window: Window,
         activation: str,
+        prologue: Prologue | None = None,
     ) -> torch.Tensor: ...
 
 

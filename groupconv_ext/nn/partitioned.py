@@ -20,6 +20,7 @@ from ..autograd import ACTIVATIONS
 from ..backends import names
 from ..functional import conv1d, conv2d
 from ..partition import Partition
+from ..prologue import Prologue
 from ..window import IntOrPair, Padding, Window, make_window
 
 __all__ = ["PartitionedConv1d", "PartitionedConv2d"]
@@ -257,8 +258,13 @@ class PartitionedConv2d(_PartitionedConv):
 
     dimensions = 2
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Convolve ``x``; ``residual`` is added before the activation."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        prologue: Prologue | None = None,
+    ) -> torch.Tensor:
+        """Convolve ``prologue(x)``; ``residual`` is added before the activation."""
         x, padding = self._padded(x)
         return conv2d(
             x,
@@ -270,6 +276,7 @@ class PartitionedConv2d(_PartitionedConv):
             dilation=self.dilation,
             activation=self.activation,
             residual=residual,
+            prologue=prologue,
             backend=self.backend,
         )
 
@@ -286,8 +293,13 @@ class PartitionedConv1d(_PartitionedConv):
 
     dimensions = 1
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Convolve ``x``; ``residual`` is added before the activation."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        prologue: Prologue | None = None,
+    ) -> torch.Tensor:
+        """Convolve ``prologue(x)``; ``residual`` is added before the activation."""
         x, padding = self._padded(x)
         return conv1d(
             x,
@@ -299,6 +311,7 @@ class PartitionedConv1d(_PartitionedConv):
             dilation=self.dilation,
             activation=self.activation,
             residual=residual,
+            prologue=prologue,
             backend=self.backend,
         )
 

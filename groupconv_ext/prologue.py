@@ -1,0 +1,212 @@
+"""What comes before a convolution: normalisation and ReLU, computed while the input is read.
+
+    x' = activation(x · scale[c] + shift[c])        y = conv(x')
+
+for every input channel c, as pre-activation networks have it (DenseNet, CondenseNet, WideResNet).
+x' is never stored. Zero padding comes after the prologue: a padded pixel is 0, not relu(shift).
+
+The gradients, with G = ∂L/∂x' the input gradient of the convolution and g = G · activation'(x'):
+
+    ∂L/∂x = g · scale[c]        ∂L/∂scale[c] = Σ g · x        ∂L/∂shift[c] = Σ g
+
+The backward pass keeps x and computes x' once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import _ops, reference
+from .autograd import ACTIVATIONS, before_activation, input_grad, wants_grad, weight_grad
+from .partition import Partition
+from .window import Window
+
+__all__ = ["PROLOGUE_ACTIVATIONS", "Prologue", "convolve_after"]
+
+PROLOGUE_ACTIVATIONS: tuple[str | None, ...] = (None, "relu")
+
+
+class Prologue(NamedTuple):
+    """``activation(x * scale + shift)`` in front of a convolution, one number per input channel.
+
+    Attributes:
+        scale: ``[C]``, in the dtype of x, or float32 where that is narrower. ``None``: 1.
+        shift: The same; ``None``: 0.
+        activation: ``"relu"`` or ``None``.
+    """
+
+    scale: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    activation: str | None = None
+
+    @classmethod
+    def from_batch_norm(cls, norm: torch.nn.Module, activation: str | None = "relu") -> Prologue:
+        """What a batch normalisation with running statistics does, then ``activation``.
+
+        Differentiable in the weight and bias of ``norm``.
+
+        Args:
+            norm: ``nn.BatchNorm1d``, ``2d``, … in evaluation mode.
+            activation: As above.
+
+        Raises:
+            TypeError: Not a batch normalisation.
+            ValueError: It would use the statistics of the batch.
+        """
+        if not isinstance(norm, _BatchNorm):
+            raise TypeError(f"norm is {norm!r}; expected a batch normalisation")
+        mean, variance = norm.running_mean, norm.running_var
+        if norm.training or mean is None or variance is None:
+            raise ValueError(
+                f"{norm} normalises by the statistics of each batch, which are not known before it "
+                "has been read; call it by itself, or put it into eval() mode with running "
+                "statistics"
+            )
+        scale = torch.rsqrt(variance + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        shift = -mean * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias
+        return cls(scale, shift, activation)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """x' by itself, in plain PyTorch."""
+        return reference.prologue(x, *self)
+
+
+def convolve_after(
+    prologue: Prologue,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    partition: Partition,
+    window: Window,
+    activation: str,
+) -> torch.Tensor:
+    """:func:`~groupconv_ext.autograd.convolve` of x', by the native operations."""
+    table = partition.cpu_table if x.is_cpu else partition.table(x.device)
+    scale, shift, before = prologue
+    operands = (x, weight, bias, residual, scale, shift, before == "relu", table)
+    if not wants_grad(x, weight, bias, residual, scale, shift):
+        code = ACTIVATIONS.index(activation)
+        return _ops.prologue_conv2d(*operands, partition.out_channels, *window, code)
+    y: torch.Tensor = _PrologueConvolution.apply(  # type: ignore[no-untyped-call]
+        *operands, partition, window, activation
+    )
+    return y
+
+
+Grad: TypeAlias = torch.Tensor | None
+
+
+class _PrologueConvolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        scale: torch.Tensor | None,
+        shift: torch.Tensor | None,
+        relu: bool,
+        table: torch.Tensor,
+        partition: Partition,
+        window: Window,
+        activation: str,
+    ) -> torch.Tensor:
+        operands = (x, weight, bias, residual, scale, shift, relu, table)
+        code = ACTIVATIONS.index(activation)
+        return _ops.prologue_conv2d(*operands, partition.out_channels, *window, code)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, weight, _, _, scale, shift, ctx.relu, _, ctx.partition, ctx.window, ctx.activation = (
+            inputs
+        )
+        kept = None if ctx.activation == "none" else output
+        ctx.save_for_backward(x, weight, scale, shift, kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
+        x, weight, scale, shift, output = ctx.saved_tensors
+        grad = before_activation(ctx.activation, grad, output)
+        need_x, need_weight, need_bias, need_residual, need_scale, need_shift, *_ = (
+            ctx.needs_input_grad
+        )
+        need_input = need_x or need_scale or need_shift
+        call = (grad, weight, x, scale, shift, ctx.relu, ctx.partition, ctx.window)
+        if wants_grad(grad, weight, x, scale, shift):
+            found = _differentiable_grads(*call, need_input, need_weight)
+        else:
+            found = _native_grads(*call, need_input, need_weight)
+        grad_x, grad_scale, grad_shift, grad_weight = found
+        return (
+            grad_x if need_x else None,
+            grad_weight,
+            grad.sum((0, 2, 3)) if need_bias else None,
+            grad if need_residual else None,
+            grad_scale.to(scale.dtype) if need_scale and grad_scale is not None else None,
+            grad_shift.to(shift.dtype) if need_shift and grad_shift is not None else None,
+            *(None,) * 5,
+        )
+
+
+def _native_grads(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
+    partition: Partition,
+    window: Window,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Grad, Grad, Grad, Grad]:
+    table = partition.table(x.device)
+    before = (scale, shift, relu, table)
+    by_input: tuple[Grad, Grad, Grad] = None, None, None
+    by_weight = None
+    if need_input:
+        by_input = _ops.prologue_conv2d_input_grad(grad, weight, x, *before, *window)
+    if need_weight:
+        sizes = (partition.entries, weight.shape[1], weight.shape[2])
+        by_weight = _ops.prologue_conv2d_weight_grad(grad, x, *before, *sizes, *window)
+    return *by_input, by_weight
+
+
+def _differentiable_grads(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
+    partition: Partition,
+    window: Window,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Grad, Grad, Grad, Grad]:
+    """The same gradients made of operations that can be differentiated again: x' is stored."""
+    wide = x.to(_ops.compute_dtype(x))
+    prepared = reference.prologue(x, scale, shift, "relu" if relu else None)
+    by_x = by_scale = by_shift = by_weight = None
+    if need_input:
+        size = (x.shape[2], x.shape[3])
+        channels_last = _ops.is_channels_last(x)
+        g = input_grad(grad, weight, partition, window, size, channels_last).to(wide.dtype)
+        if relu:
+            g = torch.ops.aten.threshold_backward(g, prepared.to(wide.dtype), 0)
+        by_x = (g if scale is None else g * scale[:, None, None]).to(x.dtype)
+        by_scale, by_shift = (g * wide).sum((0, 2, 3)), g.sum((0, 2, 3))
+    if need_weight:
+        kernel = (weight.shape[1], weight.shape[2])
+        by_weight = weight_grad(grad, prepared, partition, window, kernel)
+    return by_x, by_scale, by_shift, by_weight

@@ -491,9 +491,7 @@ conv2d: Op = _register("conv2d", _fake_conv2d, _batch_conv2d)
 conv2d_input_grad: Op = _register("conv2d_input_grad", _fake_input_grad, _batch_input_grad)
 conv2d_weight_grad: Op = _register("conv2d_weight_grad", _fake_weight_grad, _batch_weight_grad)
 
-prologue_conv2d: Op = _register(
-    "prologue_conv2d", _fake_prologue_conv2d, _batch_prologue_conv2d
-)
+prologue_conv2d: Op = _register("prologue_conv2d", _fake_prologue_conv2d, _batch_prologue_conv2d)
 prologue_conv2d_weight_grad: Op = _register_looping(
     "prologue_conv2d_weight_grad", _fake_prologue_weight_grad
 )

@@ -2,8 +2,9 @@
 
     y[outputs_g] = activation( W_g * x[inputs_g] + bias[outputs_g] + residual[outputs_g] )
 
-(or with x' = relu(x · scale + shift) in the place of x, :class:`~groupconv_ext.Prologue`) for every group g of a :class:`~groupconv_ext.Partition`. Everything that ``F.conv2d`` accepts is
-accepted, everything wrong is refused here, before any kernel sees it.
+for every group g of a :class:`~groupconv_ext.Partition`, and with a
+:class:`~groupconv_ext.Prologue` x' = relu(x · scale + shift) in the place of x. Everything that
+``F.conv2d`` accepts is accepted, everything wrong is refused here, before any kernel sees it.
 """
 
 from __future__ import annotations
@@ -282,7 +283,7 @@ def _autocast(
 
 
 def _autocast_prologue(prologue: Prologue, x: torch.Tensor) -> Prologue:
-    """As batch normalisation under autocast: x in the lower precision, its parameters in float32."""
+    """As a normalisation under autocast: x in the lower precision, its parameters in float32."""
     if x.dtype == torch.float64:
         return prologue
     scale, shift, activation = prologue

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -36,8 +36,9 @@ from helpers import (
 )
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from groupconv_ext import Partition
+from groupconv_ext import Partition, Prologue, _ops
 from groupconv_ext.autograd import ACTIVATIONS, convolve, input_grad, weight_grad
+from groupconv_ext.prologue import convolve_after
 
 pytestmark = [needs_native, pytest.mark.native]
 
@@ -100,6 +101,19 @@ def draw_geometry(rng: random.Random, largest_side: int) -> Geometry:
     return Geometry((height, width), kernel, stride, padding, dilation)
 
 
+def draw_prologue(rng: random.Random, channels: int, dtype: torch.dtype) -> Prologue | None:
+    if rng.random() < 0.6:
+        return None
+
+    def numbers() -> torch.Tensor | None:
+        kind = rng.choice((dtype, torch.float32 if dtype == torch.bfloat16 else dtype))
+        values = torch.randn(2 * channels).to(kind)
+        values[rng.randrange(channels)] = 0
+        return rng.choice((None, values[:channels], off_lines(values[:channels]), values[::2]))
+
+    return Prologue(numbers(), numbers(), rng.choice((None, "relu", "relu")))
+
+
 def off_lines(values: torch.Tensor) -> torch.Tensor:
     """The same numbers, contiguous, at an address that no vector begins at."""
     memory = torch.full((values.numel() + 1,), torch.nan, dtype=values.dtype)
@@ -118,16 +132,39 @@ class Case(NamedTuple):
     grad: torch.Tensor
     activation: str
     layouts: tuple[str, str]  # of x and of the gradient
+    prologue: Prologue | None = None
 
     def run(self, x: torch.Tensor, grad: torch.Tensor) -> dict[str, torch.Tensor]:
         """The native operations on these images."""
         partition, geometry, window = self.partition, self.geometry, window_of(self.geometry)
         weight, kernel = self.weight, geometry.kernel_size
+        if self.prologue is not None:
+            return self.run_after(self.prologue, x, grad)
         last = LAYOUTS["channels_last"](x).stride() == x.stride()
         return {
             "y": convolve(x, weight, self.bias, self.residual, partition, window, self.activation),
             "∂x": input_grad(grad, weight, partition, window, geometry.input_size, last),
             "∂weight": weight_grad(grad, x, partition, window, kernel),
+        }
+
+    def run_after(
+        self, prologue: Prologue, x: torch.Tensor, grad: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        partition, window = self.partition, window_of(self.geometry)
+        weight, entries, kernel = self.weight, self.partition.entries, self.geometry.kernel_size
+        before = (prologue.scale, prologue.shift, prologue.activation == "relu")
+        call = (weight, self.bias, self.residual, partition, window, self.activation)
+        by_x, by_scale, by_shift = _ops.prologue_conv2d_input_grad(
+            grad, weight, x, *before, partition.cpu_table, *window
+        )
+        return {
+            "y": convolve_after(prologue, x, *call),
+            "∂x": by_x,
+            "∂weight": _ops.prologue_conv2d_weight_grad(
+                grad, x, *before, partition.cpu_table, entries, *kernel, *window
+            ),
+            "∂scale": by_scale,
+            "∂shift": by_shift,
         }
 
 
@@ -158,10 +195,75 @@ def draw_case(rng: random.Random) -> Case:
         image(partition.out_channels, out_size, layouts[1]),
         rng.choice(ACTIVATIONS),
         layouts[:2],
+        draw_prologue(rng, partition.in_channels, dtype),
     )
 
 
 # ---- the oracle ---------------------------------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """What a prologue makes of x, in float64."""
+
+    value: torch.Tensor
+    magnitude: torch.Tensor  # of the terms whose sum it is
+    on: torch.Tensor  # where a gradient passes
+    unsure: torch.Tensor  # where rounding decides whether it does
+
+
+def prepared(case: Case) -> Prepared:
+    x = case.x.double()
+    every = torch.ones(x.shape, dtype=torch.bool)
+    if case.prologue is None:
+        return Prepared(x, x.abs(), every, ~every)
+    scale, shift = scale_and_shift(case)
+    value, magnitude = x * scale + shift, (x * scale).abs() + shift.abs()
+    if case.prologue.activation is None:
+        return Prepared(value, magnitude, every, ~every)
+    unsure = value.abs() < 1e-5 * magnitude
+    return Prepared(value.relu(), magnitude, ~(value <= 0), unsure)
+
+
+def scale_and_shift(case: Case) -> list[torch.Tensor]:
+    assert case.prologue is not None
+    given = (case.prologue.scale, case.prologue.shift)
+    channels = case.partition.in_channels
+    return [
+        (torch.full((channels,), float(i == 0)) if numbers is None else numbers).double()[
+            :, None, None
+        ]
+        for i, numbers in enumerate(given)
+    ]
+
+
+def after_prologue(case: Case, results: dict[str, Exact]) -> dict[str, Exact]:
+    """With the roundings of x' in y and ∂weight, and ∂x, ∂scale and ∂shift from ∂x'."""
+    if case.prologue is None:
+        return results
+    # Of x' itself; bfloat16 may hold x' and does hold ∂x', both rounded, in sums of float32.
+    narrow = case.x.dtype == torch.bfloat16
+    eps = torch.finfo(torch.float32 if narrow else case.x.dtype).eps
+    more = 4 + (torch.finfo(torch.bfloat16).eps / eps if narrow else 0)
+    before, x = prepared(case), case.x.double()
+    scale, _ = scale_and_shift(case)
+    given = results["∂x"]
+    value = given.value * before.on
+    # What may be counted or not is an error by itself, whatever the sums.
+    magnitude = given.magnitude * (before.on | before.unsure)
+    magnitude = magnitude + given.value.abs() * before.unsure / eps
+    terms = given.terms + more
+    each = float(x.shape[0] * x.shape[2] * x.shape[3])
+    most = (terms.max() if terms.numel() else terms.sum()) + each
+
+    def summed(factor: torch.Tensor) -> Exact:
+        total = (value * factor).sum((0, 2, 3))
+        size = (magnitude * factor.abs()).sum((0, 2, 3))
+        return Exact(total, size, most.expand_as(total))
+
+    for name in ("y", "∂weight"):
+        results[name] = results[name]._replace(terms=results[name].terms + more)
+    results["∂x"] = Exact(value * scale, magnitude * scale.abs(), terms)
+    return results | {"∂scale": summed(x), "∂shift": summed(torch.ones_like(x))}
 
 
 def oracle(case: Case) -> dict[str, Exact]:
@@ -198,11 +300,22 @@ def oracle(case: Case) -> dict[str, Exact]:
         )
         return partition.pack(dense)
 
-    return {
-        "y": exact(forward, case.x, case.weight, case.bias, case.residual),
+    before = prepared(case)
+
+    def of_prepared(operation: Callable[..., torch.Tensor], place: int, *others: Any) -> Exact:
+        """With x' as that operand; its magnitude is not that of its value."""
+        found, larger = (
+            exact(operation, *others[:place], x, *others[place:])
+            for x in (before.value, before.magnitude)
+        )
+        return found._replace(magnitude=larger.magnitude)
+
+    results = {
+        "y": of_prepared(forward, 0, case.weight, case.bias, case.residual),
         "∂x": exact(by_x, case.grad, case.weight),
-        "∂weight": exact(by_weight, case.grad, case.x),
+        "∂weight": of_prepared(by_weight, 1, case.grad),
     }
+    return after_prologue(case, results)
 
 
 def only_at(images: torch.Tensor, where: tuple[int, ...], layout: str) -> torch.Tensor:
@@ -225,17 +338,21 @@ def spoil(case: Case, rng: random.Random) -> tuple[Case, Case]:
 
 
 def marked_case(case: Case, marked: dict[str, torch.Tensor], weight: torch.Tensor) -> Case:
-    return case._replace(**marked, weight=weight, bias=None, residual=None)
+    return case._replace(**marked, weight=weight, bias=None, residual=None, prologue=None)
 
 
-def reached_by_nan(marks: Case) -> dict[str, torch.Tensor]:
+def reached_by_nan(spoiled: Case, marks: Case) -> dict[str, torch.Tensor]:
     """Where a product has the marked element of x (in y and ∂weight) or of the gradient."""
     by_x = oracle(marks._replace(grad=torch.ones_like(marks.grad)))
     by_grad = oracle(marks._replace(x=torch.ones_like(marks.x)))
+    # A ReLU that is off lets no gradient through; one of NaN does.
+    in_x = (by_grad["∂x"].value != 0) & prepared(spoiled).on
     return {
         "y": by_x["y"].value != 0,
-        "∂x": by_grad["∂x"].value != 0,
+        "∂x": in_x,
         "∂weight": (by_x["∂weight"].value != 0) | (by_grad["∂weight"].value != 0),
+        "∂scale": (in_x | spoiled.x.isnan()).any(3).any(2).any(0),
+        "∂shift": in_x.any(3).any(2).any(0),
     }
 
 
@@ -248,15 +365,17 @@ def check_case(seed: int) -> None:
     case = draw_case(rng)
     expected = oracle(case)
     spoiled = reached = None
-    if rng.random() < 0.25 and case.x.numel() and case.grad.numel():
+    sure = not prepared(case).unsure.any()
+    if rng.random() < 0.25 and case.x.numel() and case.grad.numel() and sure:
         spoiled, marks = spoil(case, rng)
-        reached = reached_by_nan(marks)
+        reached = reached_by_nan(spoiled, marks)
     for isa in ISAS:
         with forced_isa(isa):
             for name, actual in case.run(case.x, case.grad).items():
                 activation = case.activation if name == "y" else None
                 try:
-                    assert actual.dtype == case.x.dtype
+                    own = name not in ("∂scale", "∂shift")
+                    assert actual.dtype == (case.x.dtype if own else _ops.compute_dtype(case.x))
                     assert_within_rounding(actual, expected[name], activation)
                 except AssertionError as error:
                     raise AssertionError(f"{name} by {isa}: {error}") from None
@@ -312,6 +431,7 @@ def draw_long_case(rng: random.Random) -> Case:
         image(partition.out_channels, size),
         rng.choice(ACTIVATIONS),
         (layout, layout),
+        draw_prologue(rng, partition.in_channels, dtype),
     )
 
 

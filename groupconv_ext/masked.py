@@ -47,7 +47,7 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def forward(dense: torch.Tensor, partition: Partition, narrow: bool) -> torch.Tensor:
-        return _ops.pack(dense, partition.cpu_table, partition.entries, narrow)
+        return _ops.pack(dense, partition.table(dense.device), partition.entries, narrow)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -65,7 +65,7 @@ class _Unpack(torch.autograd.Function):
     @staticmethod
     def forward(packed: torch.Tensor, partition: Partition, widen: bool) -> torch.Tensor:
         channels = partition.out_channels, partition.in_channels
-        return _ops.unpack(packed, partition.cpu_table, *channels, widen)
+        return _ops.unpack(packed, partition.table(packed.device), *channels, widen)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

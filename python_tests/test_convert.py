@@ -18,6 +18,7 @@ from groupconv_ext.nn import (
     PartitionedConv2d,
     TwoLevelConv2d,
     convert,
+    name_layers,
     parameter_groups,
     structure,
 )
@@ -98,6 +99,29 @@ def test_logits_that_are_no_numbers_are_refused_and_nothing_is_replaced(value: f
     assert all(a is b for a, b in zip(layers, model.modules(), strict=True))
     with pytest.raises(TypeError, match="model is 3"):
         convert(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name_layers, lambda model: parameter_groups(model, 0.0)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_that_diverges_in_training_is_named(name: object, compiled: bool) -> None:
+    model = network()
+    name(model)
+    run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+    x = torch.randn(2, 12, 6, 5, **DOUBLE)
+    with torch.no_grad():
+        model[2][1].gates[1] = torch.nan
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"layer '2\.1', DGConv2d\(16, 16\)\.gates has "
+    ):
+        run(x)
+    with torch.no_grad():
+        model[2][1].gates[1] = 1
+        model[3].weight[0, 0] = torch.inf
+    model[3] = CondenseConv2d(16, 8, 1, groups=2, **DOUBLE)
+    name_layers(model)
+    nn.init.constant_(model[3].weight, torch.inf)
+    with pytest.raises(ValueError, match=r"layer '3', CondenseConv2d\(16, 8, groups=2\)\.weight"):
+        model[3].condense(1)
 
 
 def test_parameter_groups_keep_decay_off_the_structure() -> None:

@@ -109,6 +109,26 @@ def test_the_history_of_the_gates() -> None:
     assert layer.gate_history == [(0, (1, 0)), (3, (0, 1))]
 
 
+def test_a_checkpoint_goes_on_with_the_history() -> None:
+    layer, other = DGConv2d(4, 4, 1, gates=[1, 0]), DGConv2d(4, 4, 1)
+    x = torch.randn(1, 4, 2, 2)
+    layer(x)
+    layer(x)
+    other(x)
+    other.load_state_dict(copy.deepcopy(layer.state_dict()))
+    with torch.no_grad():
+        other.gates.neg_()
+    other(x)
+    assert other.gate_history == [(0, (1, 0)), (2, (0, 1))]
+    no_gates = DGConv2d(3, 4, 1)
+    no_gates(torch.randn(1, 3, 2, 2))
+    DGConv2d(3, 4, 1).load_state_dict(no_gates.state_dict())
+    state = layer.state_dict()
+    state["_extra_state"] = state["_extra_state"][:-1]
+    with pytest.raises(ValueError, match="history has 2 numbers; expected 3 for every change"):
+        other.load_state_dict(state)
+
+
 def test_freezing_and_state() -> None:
     layer, other = DGConv2d(8, 8, 3, gates=[0, 1, 0]), DGConv2d(8, 8, 3, gates=[1, 1, 1])
     x = torch.randn(2, 8, 5, 5)

@@ -234,6 +234,24 @@ def test_state_dict(frozen: bool) -> None:
     assert other.partition() == third.partition()
 
 
+def test_a_checkpoint_goes_on_counting() -> None:
+    layer, other = (FLGConv2d(9, 6, 1, groups=3, update_every=3) for _ in range(2))
+    x = torch.randn(1, 9, 5, 5)
+
+    def learns(layer: FLGConv2d) -> bool:
+        layer.zero_grad()
+        layer(x).sum().backward()
+        return layer.input_logits.grad is not None
+
+    assert [learns(layer) for _ in range(2)] == [True, False]
+    other.load_state_dict(layer.state_dict())
+    assert [learns(other) for _ in range(3)] == [False, True, False]
+    state = layer.state_dict()
+    state["_extra_state"] = torch.tensor(True)
+    with pytest.raises(ValueError, match=r"the checkpoint's state is torch.bool of shape \[\]"):
+        other.load_state_dict(state)
+
+
 def test_a_checkpoint_that_knows_no_freezing_loads() -> None:
     layer, other = (FLGConv2d(9, 6, 3, groups=3) for _ in range(2))
     state = {name: value for name, value in other.state_dict().items() if "extra" not in name}

@@ -12,21 +12,33 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from groupconv_ext import Partition
 from groupconv_ext.nn import (
     CondenseConv2d,
     DepthwiseSeparableConv2d,
+    DGConv2d,
+    FLGConv2d,
+    GroupedLayer,
     IGCV2Conv2d,
     IGCV3Block,
     InterleavedConv2d,
     TwoLevelConv2d,
     XceptionConv2d,
     convert,
+    parameter_groups,
 )
+
+RAGGED = Partition.random(12, 12, 3, seed=0, uneven=True)
 
 
 def condensed() -> CondenseConv2d:
     layer = CondenseConv2d(12, 12, 3, padding=1, groups=4)
     layer.condense(0.2)
+    return layer
+
+
+def frozen(layer: GroupedLayer) -> GroupedLayer:
+    layer.freeze_structure()
     return layer
 
 
@@ -37,6 +49,12 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "IGCV3": lambda: IGCV3Block(12, 12, expansion=2),
     "separable": lambda: DepthwiseSeparableConv2d(12, 12, 3, padding=1),
     "Xception": lambda: XceptionConv2d(12, 12, 3, padding=1),
+    "FLGC": lambda: FLGConv2d(12, 12, 3, padding=1, groups=3),
+    "FLGC, frozen": lambda: frozen(FLGConv2d(12, 12, 3, padding=1, groups=3)),
+    "FLGC, deployed": lambda: convert(FLGConv2d(12, 12, 3, padding=1, partition=RAGGED)),
+    "DGConv": lambda: DGConv2d(12, 12, 3, padding=1, gates=[0, 1, 0]),
+    "DGConv, frozen": lambda: frozen(DGConv2d(12, 12, 3, padding=1, gates=[0, 1, 0])),
+    "DGConv, deployed": lambda: convert(DGConv2d(12, 12, 3, padding=1, gates=[0, 1, 0])),
     "condensing": condensed,
     "condensed": lambda: convert(condensed()),
 }
@@ -53,7 +71,8 @@ def image(**options: Any) -> torch.Tensor:
 
 def gradients(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     x = x.detach().requires_grad_()
-    return list(torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]))
+    learned = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(layer(x).square().sum(), [x, *learned]))
 
 
 def test_compiles_into_one_graph(layer: nn.Module) -> None:
@@ -83,8 +102,9 @@ def test_autocast(layer: nn.Module) -> None:
         loss = layer(x).float().square().sum()
     loss.backward()
     for parameter in layer.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.dtype == torch.float32
+        if parameter.requires_grad:
+            assert parameter.grad is not None
+            assert parameter.grad.dtype == torch.float32
 
 
 def test_channels_last_stays_channels_last(layer: nn.Module) -> None:
@@ -124,7 +144,11 @@ def test_meta_device(layer: nn.Module) -> None:
     shape = layer(image()).shape
     meta = layer.to("meta")
     assert meta(image(device="meta")).shape == shape
-    assert meta.to_empty(device="cpu")(image()).shape == shape
+    filled = meta.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in filled.parameters():  # memory may hold NaN, and logits may not
+            parameter.zero_()
+    assert filled(image()).shape == shape
 
 
 @pytest.mark.parametrize(
@@ -157,11 +181,18 @@ def network() -> nn.Sequential:
         CondenseConv2d(12, 12, 1, groups=4),
         IGCV2Conv2d(12, 12, 3, padding=1, branch_channels=[3, 4]),
         InterleavedConv2d(12, 12, 3, padding=1, primary_groups=4),
+        FLGConv2d(12, 12, 1, groups=3, update_every=2),
+        DGConv2d(12, 12, 3, padding=1, gates=[0, 1, 0]),
+        frozen(FLGConv2d(12, 12, 1, groups=4)),
     ).double()
 
 
 def train(model: nn.Module, layers: nn.Sequential, images: torch.Tensor) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    groups = parameter_groups(layers, weight_decay=0.01)
+    # An absent gradient is zero to DistributedDataParallel: the logits of a layer with update_every
+    # would be carried on by their momentum there.
+    groups[1]["momentum"] = 0.0
+    optimizer = torch.optim.SGD(groups, 0.05, momentum=0.9)
     for step in range(4):
         layers[2].condense(step / 4)
         optimizer.zero_grad()

@@ -1,6 +1,6 @@
 """Layers, one file a method."""
 
-from ._learned import GroupedLayer
+from ._learned import GroupedLayer, name_layers
 from .condense import CondenseConv2d
 from .convert import convert, parameter_groups, structure
 from .dgconv import DGConv2d, ResourceConstraint
@@ -38,6 +38,7 @@ __all__ = [
     "complementary",
     "compose",
     "convert",
+    "name_layers",
     "parameter_groups",
     "structure",
 ]

@@ -83,8 +83,7 @@ class DenselyTrained(ConvArguments, GroupedLayer):
     ) -> torch.Tensor:
         raise NotImplementedError
 
-    def _name(self) -> str:
-        """Who is blamed in errors."""
+    def _description(self) -> str:
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels})"
 
     # ---- the layer ------------------------------------------------------------------------------
@@ -98,9 +97,8 @@ class DenselyTrained(ConvArguments, GroupedLayer):
         self._kept = self.partition()
         super().freeze_structure()
 
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        """Freeze, or go on learning, as the layer of the checkpoint did."""
-        super().set_extra_state(state)
+    def _resume(self, frozen: bool) -> None:
+        super()._resume(frozen)
         # The parameters have been loaded already.
         self._kept = self._chosen() if self._frozen and not self.weight.is_meta else None
 

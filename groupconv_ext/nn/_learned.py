@@ -16,20 +16,35 @@ from torch import nn
 
 from ..partition import Partition
 
-__all__ = ["GroupedLayer"]
+__all__ = ["GroupedLayer", "name_layers"]
 
 
 class GroupedLayer(nn.Module, ABC):
     """A layer that learns or chooses its groups.
 
-    A checkpoint holds whether the structure was frozen; one that does not say leaves it as it is.
+    A checkpoint holds whether the structure was frozen and how many training steps it saw; one that
+    does not say leaves them as they are.
+
+    Attributes:
+        path: Where the layer stands in its model, for errors; see :func:`name_layers`.
     """
 
+    path: str
     _frozen: bool
+    _steps: int  # training steps, where a layer counts them
 
     def __init__(self) -> None:
         super().__init__()
+        self.path = ""
         self._frozen = False
+        self._steps = 0
+
+    def _name(self) -> str:
+        """Who is blamed in errors."""
+        return f"layer {self.path!r}, {self._description()}" if self.path else self._description()
+
+    def _description(self) -> str:
+        return type(self).__name__
 
     @abstractmethod
     def partition(self) -> Partition:
@@ -66,13 +81,23 @@ class GroupedLayer(nn.Module, ABC):
     # ---- state --------------------------------------------------------------------------------
 
     def get_extra_state(self) -> torch.Tensor:
-        """Whether the structure is frozen: safe to load with ``weights_only``."""
-        return torch.tensor(self._frozen)
+        """Whether the structure is frozen, and the step: safe to load with ``weights_only``."""
+        return torch.tensor([self._frozen, self._steps], dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Freeze, or go on learning, as the layer of the checkpoint did."""
-        self._frozen = bool(state)
-        if self._frozen:
+        if state.dtype != torch.int64 or state.dim() != 1 or len(state) < 2:
+            raise ValueError(
+                f"{self._name()}: the checkpoint's state is {state.dtype} of shape "
+                f"{list(state.shape)}; expected torch.int64, whether the structure is frozen and "
+                "the number of training steps"
+            )
+        frozen, self._steps = state[:2].tolist()
+        self._resume(bool(frozen))
+
+    def _resume(self, frozen: bool) -> None:
+        self._frozen = frozen
+        if frozen:
             self._stop_structure()
         else:
             for parameter in self.structure_parameters():
@@ -83,3 +108,13 @@ class GroupedLayer(nn.Module, ABC):
     ) -> None:
         state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def name_layers(model: nn.Module) -> None:
+    """Tell every :class:`GroupedLayer` of ``model`` its name, so that errors say which one it was.
+
+    A module cannot know by itself where it stands. One in several places gets the first name.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, GroupedLayer):
+            layer.path = name

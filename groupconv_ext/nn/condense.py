@@ -156,7 +156,9 @@ class CondenseConv2d(Windowed, GroupedLayer):
         count = self.in_channels // self.condense_factor
         importance = self._by_group(self.weight.detach().abs()).double().cpu()
         if not bool(importance.isfinite().all()):
-            raise ValueError("the weight holds NaN or Inf; inputs cannot be compared by its size")
+            raise ValueError(
+                f"{self._name()}.weight holds NaN or Inf; inputs cannot be compared by its size"
+            )
         order = importance.masked_fill(~self.kept, torch.inf).argsort(dim=1, stable=True)
         self._keep(self.kept.scatter(1, order[:, :count], False))
 
@@ -188,6 +190,9 @@ class CondenseConv2d(Windowed, GroupedLayer):
         return kept.clamp(min=torch.finfo(kept.dtype).tiny).sqrt().sum()
 
     # ---- as a GroupedLayer --------------------------------------------------------------------
+
+    def _description(self) -> str:
+        return f"CondenseConv2d({self.in_channels}, {self.out_channels}, groups={self.groups})"
 
     def partition(self) -> Partition:
         """The inputs each group has left and the outputs it writes."""
@@ -223,11 +228,11 @@ class CondenseConv2d(Windowed, GroupedLayer):
         """Go on where the layer of the checkpoint was."""
         if state.dtype != torch.bool or state.shape != (1 + self.kept.numel(),):
             raise ValueError(
-                f"the checkpoint has a state of {state.dtype} with shape {list(state.shape)}; "
-                f"expected torch.bool with {1 + self.kept.numel()} entries for {self.groups} "
-                f"groups of {self.in_channels} inputs"
+                f"{self._name()}: the checkpoint has a state of {state.dtype} with shape "
+                f"{list(state.shape)}; expected torch.bool with {1 + self.kept.numel()} entries "
+                f"for {self.groups} groups of {self.in_channels} inputs"
             )
-        super().set_extra_state(state[0])
+        self._resume(bool(state[0]))
         self._keep(state[1:].view_as(self.kept).cpu().clone())
 
     def extra_repr(self) -> str:

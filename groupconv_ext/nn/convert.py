@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..partition import Partition
-from ._learned import GroupedLayer
+from ._learned import GroupedLayer, name_layers
 
 __all__ = ["convert", "named_partitions", "parameter_groups", "structure"]
 
@@ -30,7 +30,7 @@ def convert(model: nn.Module) -> nn.Module:
         ``model``, or, where that is such a layer itself, its deployed form.
 
     Raises:
-        ValueError: The logits, gates or weights of a layer hold NaN or Inf; no layer is replaced.
+        ValueError: The logits or gates of a layer hold NaN or Inf; no layer is replaced.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {model!r}; expected an nn.Module")
@@ -56,7 +56,8 @@ def parameter_groups(
     """Parameters for an optimizer: decayed, and not decayed.
 
     The second group has the parameters that choose groups (logits, gates), since decay would pull
-    an undecided choice towards whatever zero stands for.
+    an undecided choice towards whatever zero stands for. The layers are told their names
+    (:func:`name_layers`): whoever calls this begins to train, and may have to know which diverged.
 
     Args:
         model: The network.
@@ -65,6 +66,7 @@ def parameter_groups(
     """
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay is {weight_decay}; expected a number that is not negative")
+    name_layers(model)
     choosing = {
         id(parameter)
         for layer in model.modules()

@@ -89,7 +89,6 @@ class DGConv2d(DenselyTrained):
         self.radices = kronecker_radices(in_channels, out_channels)
         self.gates = nn.Parameter(torch.empty(len(self.radices), device=device, dtype=dtype))
         self.gate_history: list[tuple[int, tuple[int, ...]]] = []
-        self._steps = 0
         self.reset_parameters(gates)
 
     def reset_parameters(self, gates: Sequence[int] | None = None) -> None:
@@ -150,6 +149,23 @@ class DGConv2d(DenselyTrained):
         if not self.gate_history or self.gate_history[-1][1] != gates:
             self.gate_history.append((self._steps, gates))
         self._steps += 1
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Whether the structure is frozen, the step, and then the history of the gates."""
+        history = [(step, *gates) for step, gates in self.gate_history]
+        rows = torch.tensor(history, dtype=torch.int64, device="cpu").flatten()
+        return torch.cat((super().get_extra_state(), rows))
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Go on where the layer of the checkpoint was."""
+        super().set_extra_state(state)
+        width = 1 + len(self.radices)
+        if (len(state) - 2) % width:
+            raise ValueError(
+                f"{self._name()}: the checkpoint's history has {len(state) - 2} numbers; expected "
+                f"{width} for every change, the step and {width - 1} gates"
+            )
+        self.gate_history = [(row[0], tuple(row[1:])) for row in state[2:].view(-1, width).tolist()]
 
     def connections(self) -> torch.Tensor:
         """ζ, the ones in U, differentiable through the gates (straight-through)."""

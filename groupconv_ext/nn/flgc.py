@@ -96,7 +96,6 @@ class _FLGConv(DenselyTrained):
         self.gradient = gradient
         self.weight_gradient = weight_gradient
         self.update_every = count("update_every", update_every)
-        self._steps = 0
         self.input_logits = nn.Parameter(
             torch.empty(in_channels, groups, device=device, dtype=dtype)
         )
@@ -158,7 +157,7 @@ class _FLGConv(DenselyTrained):
         self._steps += 1
         return (self._steps - 1) % self.update_every == 0
 
-    def _name(self) -> str:
+    def _description(self) -> str:
         return (
             f"{type(self).__name__}({self.in_channels}, {self.out_channels}, groups={self.groups})"
         )

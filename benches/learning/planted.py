@@ -11,8 +11,8 @@ What FLGC needs, each found by leaving it out:
 - **Weight decay while the structure learns.** Off the mask a weight moves straight through and
   feels no consequence: it grows for ever, and when its connection opens the output explodes. With
   decay 1 it comes to rest where it would be without the mask. Decay ends with the structure.
-- **Several starts.** One in a few still ends with two groups merged. Those are recognised without
-  the teacher: of the starts that fit, keep the one with the fewest connections.
+- **Several starts.** Half of them still end with groups merged. Those are recognised without the
+  teacher: of the starts that fit, keep the one with the fewest connections.
 
 DGConv finds its gates when all start open: then every weight has seen the data before its gate
 closes. A gate that starts closed looks at weights that are still random.

@@ -246,12 +246,14 @@ bool convolve_pairs(const ConvolveProblem<Stored>& problem) {
 template <class Stored>
 void convolve(const ConvolveProblem<Stored>& problem) {
   if (problem.restriction) return Convolution<Stored>(problem).run();
-  if (const Depthwise depthwise(*problem.partition); depthwise.suits) {
-    if (DepthwiseChannels<Stored>::suits(problem, depthwise)) {
-      return DepthwiseChannels<Stored>(problem, depthwise).run();
-    }
-    if constexpr (__is_same(Stored, compute_t<Stored>)) {
-      if (DepthwiseRows<Stored>::suits(problem)) return DepthwiseRows<Stored>(problem).run();
+  if constexpr (has_depthwise<Stored>) {
+    if (const Depthwise depthwise(*problem.partition); depthwise.suits) {
+      if (DepthwiseChannels<Stored>::suits(problem, depthwise)) {
+        return DepthwiseChannels<Stored>(problem, depthwise).run();
+      }
+      if constexpr (__is_same(Stored, compute_t<Stored>)) {
+        if (DepthwiseRows<Stored>::suits(problem)) return DepthwiseRows<Stored>(problem).run();
+      }
     }
   }
   if constexpr (multiplies_stored<Stored>) {

@@ -205,7 +205,7 @@ class WeightGrad {
 
 template <class Stored>
 void weight_grad(const WeightGradProblem<Stored>& problem) {
-  if constexpr (__is_same(Stored, compute_t<Stored>)) {
+  if constexpr (has_depthwise<Stored> && __is_same(Stored, compute_t<Stored>)) {
     if (const Depthwise depthwise(*problem.partition); depthwise.suits) {
       if (DepthwiseGradChannels<Stored>::suits(problem, depthwise)) {
         return DepthwiseGradChannels<Stored>(problem, depthwise).run();

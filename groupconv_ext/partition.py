@@ -371,11 +371,14 @@ class Partition:
 register_constant(Partition)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _prepare(partition: Partition, name: str, device: torch.device) -> bool:
     """Make an index tensor while ``torch.compile`` traces, outside of what it traces."""
     tensors: PerDevice = getattr(partition, name)
     return tensors.on(device).device == device
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler, for seconds.
+_prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _constant(partition: Partition, name: str, device: torch.device) -> torch.Tensor:

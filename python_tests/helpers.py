@@ -189,7 +189,9 @@ def _isas() -> list[str]:
     if _ops.unavailable is not None:
         return []
     before = _isa_in_use()
-    found = [name for name in ("scalar", "avx2", "avx512", "avx512_bf16") if _force_isa(name.encode())]
+    found = [
+        name for name in ("scalar", "avx2", "avx512", "avx512_bf16") if _force_isa(name.encode())
+    ]
     _force_isa(before)
     return found
 

@@ -69,6 +69,11 @@ def test_holds_no_path_of_the_build_machine() -> None:
     assert str(ROOT).encode() not in _ops.LIBRARY.read_bytes()
 
 
+def test_importing_does_not_import_the_compiler() -> None:
+    """That takes longer than torch itself; whoever compiles will do it."""
+    in_new_process("import sys, groupconv_ext; assert 'torch._dynamo' not in sys.modules")
+
+
 def test_exports_only_its_own_functions() -> None:
     table = output_of("nm", "--dynamic", "--defined-only", _ops.LIBRARY)
     exported = {line.split()[-1] for line in table.splitlines()}

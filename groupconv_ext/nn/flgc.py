@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once
 
 from .._checks import count
 from ..learned import GRADIENTS, WEIGHT_GRADIENTS, check_option, flgc_conv2d, flgc_partition
@@ -149,7 +150,7 @@ class _FLGConv(DenselyTrained):
             owner=self._name(),
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def _learns_now(self) -> bool:
         # A counter in a compiled graph would be a constant of it, and every step another graph.
         if not (self.training and torch.is_grad_enabled()):

@@ -23,6 +23,7 @@ from torch import nn
 from .. import _checks
 from ..functional import conv2d
 from ..partition import Partition
+from ..prologue import Prologue
 from ..window import IntOrPair, Padding
 from ._learned import GroupedLayer
 from ._windowed import ParameterFactory, Windowed, check_backend
@@ -113,8 +114,8 @@ class CondenseConv2d(Windowed, GroupedLayer):
             bound = self.weight[0].numel() ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve ``x`` with what is left of the weight."""
+    def forward(self, x: torch.Tensor, prologue: Prologue | None = None) -> torch.Tensor:
+        """Convolve ``prologue(x)`` with what is left of the weight."""
         x, padding = self._padded(x)
         partition = self._current
         return conv2d(
@@ -125,6 +126,7 @@ class CondenseConv2d(Windowed, GroupedLayer):
             stride=self.stride,
             padding=padding,
             dilation=self.dilation,
+            prologue=prologue,
             backend=self.backend,
         )
 

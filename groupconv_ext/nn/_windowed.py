@@ -37,5 +37,4 @@ class Windowed(ConvArguments, nn.Module):
 
     def _describe(self, *parts: str) -> str:
         """``extra_repr``: its own parts, then what of the window is not the default."""
-        without_bias = [] if self.bias is not None else ["bias=False"]
-        return ", ".join([*parts, *self._said_arguments(), *without_bias])
+        return ", ".join([*parts, *self._said_arguments()])

@@ -402,9 +402,14 @@ GROUPCONV_INLINE void store_block_row(BFloat16* p, __m256 v) {
   const __m128bh words = _mm256_cvtneps_pbh(v);
   std::memcpy(p, &words, sizeof words);
 #else
-  alignas(32) float values[block];
-  _mm256_store_ps(values, v);
-  for (int i = 0; i < block; ++i) narrow(values[i], p[i]);
+  // As narrow() does it one by one.
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i carried = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(carried, 16), _mm256_set1_epi32(0x7fc0), nan);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 #endif
 }
 

@@ -61,6 +61,19 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``avx512_bf16`` has the kernels of ``avx512``, but for bfloat16: those are tested once."""
+
+    def is_again(item: pytest.Item) -> bool:
+        arguments = getattr(getattr(item, "callspec", None), "params", {})
+        dtype = arguments.get("dtype", torch.bfloat16)
+        return arguments.get("isa") == "avx512_bf16" and dtype != torch.bfloat16
+
+    again = [item for item in items if is_again(item)]
+    config.hook.pytest_deselected(items=again)
+    items[:] = [item for item in items if not is_again(item)]
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fill fresh memory with NaN; a side effect of deterministic mode, which only warns here."""

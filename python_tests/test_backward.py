@@ -27,6 +27,7 @@ from groupconv_ext.autograd import ACTIVATIONS
 
 pytestmark = needs_native
 
+FORMATS = ("NCHW", "channels_last")
 CLAMPS = ("none", "relu", "relu6")
 POINTWISE = Geometry((24, 23))  # more pixels than below which the gradients are made one by one
 WINDOWED = Geometry((6, 5), (3, 2), stride=(1, 2), padding=(1, 1, 1, 0))
@@ -35,6 +36,7 @@ ONE_OF_THREE = [(True, False, False), (False, True, False), (False, False, True)
 
 each_clamp = pytest.mark.parametrize("clamp", CLAMPS)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+each_format = pytest.mark.parametrize("layout", [LAYOUTS[name] for name in FORMATS], ids=FORMATS)
 
 
 class Problem(NamedTuple):
@@ -120,7 +122,7 @@ def assert_as_expected(given: Problem) -> None:
         assert_within_rounding(made, expected)
 
 
-@each_layout
+@each_format
 @each_clamp
 @pytest.mark.parametrize("geometry", [POINTWISE, WINDOWED], ids=("1×1", "windowed"))
 @pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS.keys())
@@ -130,7 +132,7 @@ def test_every_partition(
     assert_as_expected(problem(partition, geometry, clamp, layout))
 
 
-@each_layout
+@each_format
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_and_type(isa: str, dtype: torch.dtype, layout: Layout) -> None:
@@ -164,7 +166,7 @@ def test_few_images(size: tuple[int, int], batch: int) -> None:
         assert_as_expected(problem(PARTITIONS["ragged"], Geometry(size), clamp, batch=batch))
 
 
-@each_layout
+@each_format
 def test_bits_do_not_depend_on_threads(layout: Layout) -> None:
     partition = Partition.random(64, 64, 4, seed=2)
     before = torch.get_num_threads()

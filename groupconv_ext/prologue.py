@@ -68,9 +68,10 @@ class Prologue(NamedTuple):
         scale = torch.rsqrt(variance + norm.eps)
         if norm.weight is not None:
             scale = scale * norm.weight
-        shift = -mean * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias
+        if norm.bias is None:
+            shift = -mean * scale
+        else:
+            shift = torch.addcmul(norm.bias, mean, scale, value=-1)
         return cls(scale, shift, activation)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:

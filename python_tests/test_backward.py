@@ -25,7 +25,7 @@ from helpers import (
 from groupconv_ext import Partition, _ops, reference
 from groupconv_ext.autograd import ACTIVATIONS
 
-pytestmark = needs_native
+pytestmark = [needs_native, pytest.mark.native]
 
 FORMATS = ("NCHW", "channels_last")
 CLAMPS = ("none", "relu", "relu6")
@@ -157,6 +157,21 @@ def test_a_gradient_that_lies_otherwise_than_the_output(clamp: str, layout: Layo
     for geometry in (POINTWISE, WINDOWED):
         given = problem(PARTITIONS["permuted"], geometry, clamp)
         assert_as_expected(given._replace(grad=layout(given.grad)))
+
+
+@each_clamp
+@pytest.mark.parametrize("height", [3, 600])
+def test_columns_whose_pixels_are_no_neighbours(height: int, clamp: str) -> None:
+    """A width of one has any stride: rows of one pixel look flat and are none."""
+    given = problem(PARTITIONS["permuted"], Geometry((height, 1)), clamp)
+
+    def apart(t: torch.Tensor) -> torch.Tensor:
+        n, c, h, _ = t.shape
+        wide = torch.randn(n, c, 3 * h).as_strided((n, c, h, 1), (3 * c * h, 3 * h, 3, 3))
+        return wide.copy_(t)
+
+    assert_as_expected(given._replace(grad=apart(given.grad)))
+    assert_as_expected(given._replace(grad=apart(given.grad), x=apart(given.x)))
 
 
 @pytest.mark.parametrize("batch", [0, 1])

@@ -16,6 +16,13 @@ bool is_rows(const Image<Element>& image) {
   return !image.channels_last() && (image.stride_w == 1 || image.width == 1);
 }
 
+// All pixels of a channel are neighbours: as_row() may be read as a row. Where the width is one, its stride may
+// be anything.
+template <class Element>
+bool is_one_row(const Image<Element>& image) {
+  return is_rows(image) && image.flat() && (image.stride_w == 1 || image.height * image.width == 1);
+}
+
 std::array<int64_t, 4> sizes_of(const Tensor& tensor) {
   return {tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)};
 }
@@ -63,7 +70,7 @@ Tensor undo_epilogue(Tensor grad, const std::optional<Tensor>& output, Activatio
     problem.output = image_of<const Stored>(clamped);
     problem.unclamped = image_of<Stored>(unclamped);
   }
-  if (!channels_last && problem.grad.flat() && (!output || problem.output.flat())) {
+  if (!channels_last && is_one_row(problem.grad) && (!output || is_one_row(problem.output))) {
     problem.grad = problem.grad.as_row();
     if (output) {
       problem.output = problem.output.as_row();
@@ -100,13 +107,12 @@ template <class Stored>
 bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const Tensor& input,
                  const Tensor& weight, const PartitionView& partition, Activation activation, bool want_bias,
                  Gradients& gradients) {
-  const auto row = [](const Image<const Stored>& image) { return is_rows(image) && image.flat(); };
   cpu::PointwiseBackwardProblem<Stored> problem;
   problem.grad = image_of<const Stored>(grad);
   problem.input = image_of<const Stored>(input);
   if (output) problem.output = image_of<const Stored>(*output);
-  if (is_channels_last(input) || !row(problem.grad) || !row(problem.input) ||
-      (output && !row(problem.output)))
+  if (is_channels_last(input) || !is_one_row(problem.grad) || !is_one_row(problem.input) ||
+      (output && !is_one_row(problem.output)))
     return false;
 
   auto& [input_grad, weight_grad, bias_grad] = gradients;

@@ -19,7 +19,7 @@ bool is_rows(const Image<Element>& image) {
 // All pixels of a channel are neighbours: as_row() may be read as a row. Where the width is one, its stride may
 // be anything.
 template <class Element>
-bool is_one_row(const Image<Element>& image) {
+bool reads_as_row(const Image<Element>& image) {
   return is_rows(image) && image.flat() && (image.stride_w == 1 || image.height * image.width == 1);
 }
 
@@ -70,7 +70,7 @@ Tensor undo_epilogue(Tensor grad, const std::optional<Tensor>& output, Activatio
     problem.output = image_of<const Stored>(clamped);
     problem.unclamped = image_of<Stored>(unclamped);
   }
-  if (!channels_last && is_one_row(problem.grad) && (!output || is_one_row(problem.output))) {
+  if (!channels_last && reads_as_row(problem.grad) && (!output || reads_as_row(problem.output))) {
     problem.grad = problem.grad.as_row();
     if (output) {
       problem.output = problem.output.as_row();
@@ -111,18 +111,16 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   problem.grad = image_of<const Stored>(grad);
   problem.input = image_of<const Stored>(input);
   if (output) problem.output = image_of<const Stored>(*output);
-  if (is_channels_last(input) || !is_one_row(problem.grad) || !is_one_row(problem.input) ||
-      (output && !is_one_row(problem.output)))
+  if (is_channels_last(input) || !reads_as_row(problem.grad) || !reads_as_row(problem.input) ||
+      (output && !reads_as_row(problem.output)))
     return false;
 
   auto& [input_grad, weight_grad, bias_grad] = gradients;
   input_grad = empty_image(input, sizes_of(input), false);
   if (!partition.inputs_complete) torch::stable::zero_(input_grad);
-  // A fixed cut of the batch, whatever the number of threads; none where there are groups enough.
   const int64_t pixels = grad.size(0) * grad.size(2) * grad.size(3);
-  problem.slices = partition.groups >= 8 ? 1 : std::clamp<int64_t>(pixels / 256, 1, 4);
-  const int64_t entries = partition.entries();
-  Tensor partial = torch::stable::new_zeros(input, {problem.slices, entries, 1, 1});
+  problem.slices = partition.groups >= enough_groups ? 1 : slices_of_batch(pixels);
+  Tensor partial = torch::stable::new_zeros(input, {problem.slices, partition.entries(), 1, 1});
   std::vector<double> sums(static_cast<size_t>(want_bias ? problem.slices * grad.size(1) : 0));
 
   const Tensor packed = for_compute<Stored>(weight);
@@ -138,11 +136,7 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   problem.threads = threads_for(partition, Window{}, pixels);
   cpu::typed<Stored>(cpu::kernels()).pointwise_backward(problem);
 
-  for (int64_t slice = 1; slice < problem.slices; ++slice) {
-    for (int64_t i = 0; i < entries; ++i) problem.weight_grad[i] += problem.weight_grad[slice * entries + i];
-  }
-  weight_grad = torch::stable::select(partial, 0, 0);
-  if (problem.slices > 1) weight_grad = torch::stable::clone(weight_grad);
+  weight_grad = sum_of_slices<Stored>(partial);
   if (want_bias) add_slices<Stored>(sums, problem.slices, bias_grad);
   return true;
 }

@@ -172,15 +172,9 @@ std::tuple<Tensor, Tensor> chain_grad(const Tensor& grad, const Tensor& input, c
       cpu::typed<Stored>(cpu::kernels()).chain_grad(problem);
     }
     if (!needs_weight_grad) return {input_grad, torch::stable::new_empty(input, {0})};
-    Compute* sums = static_cast<Compute*>(partial.data_ptr());
-    for (int64_t slice = 1; slice < slices; ++slice) {
-      for (int64_t i = 0; i < entries; ++i) sums[i] += sums[slice * entries + i];
-    }
-    const Tensor total = torch::stable::select(partial, 0, 0);
-    if constexpr (std::is_same_v<Stored, Compute>)
-      return {input_grad, slices == 1 ? total : torch::stable::clone(total)};
-    else
-      return {input_grad, torch::stable::to(total, ScalarType::BFloat16)};
+    const Tensor total = sum_of_slices<Compute>(partial);
+    return {input_grad,
+            std::is_same_v<Stored, Compute> ? total : torch::stable::to(total, ScalarType::BFloat16)};
   });
 }
 

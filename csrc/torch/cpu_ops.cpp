@@ -319,17 +319,15 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
     problem.input = image_of<const Stored>(input);
     problem.prologue = before.view();
     problem.grad = image_of<const Stored>(grad);
-    // A fixed cut of the batch, whatever the number of threads. Where groups are work items of their own
-    // and there are enough of them, none is needed; a short slice would not pay for its own gradient.
     const int64_t pixels = grad.size(0) * grad.size(2) * grad.size(3);
     const bool rows_of_pixels = !problem.grad.channels_last() && !problem.input.channels_last();
-    const bool by_group = rows_of_pixels && partition.groups >= 8;
+    const bool by_group = rows_of_pixels && partition.groups >= enough_groups;
     // One large 1×1 block is cut by its columns.
     const bool by_column = !(problem.grad.channels_last() && problem.input.channels_last()) &&
                            partition.groups == 1 && window.area() == 1 && partition.entries() >= 1 << 12 &&
                            problem.input.height == problem.grad.height &&
                            problem.input.width == problem.grad.width;
-    const int64_t slices = by_group || by_column ? 1 : std::clamp<int64_t>(pixels / 256, 1, 4);
+    const int64_t slices = by_group || by_column ? 1 : slices_of_batch(pixels);
     Tensor partial = torch::stable::new_zeros(input, {slices, partition.entries(), kernel_h, kernel_w},
                                               compute_dtype<Stored>);
     Compute* sums = static_cast<Compute*>(partial.data_ptr());
@@ -361,14 +359,8 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
         }
       }
     }
-    for (int64_t slice = 1; slice < slices; ++slice) {
-      for (int64_t i = 0; i < size; ++i) sums[i] += sums[slice * size + i];
-    }
-    Tensor total = torch::stable::select(partial, 0, 0);
-    if constexpr (std::is_same_v<Stored, Compute>)
-      return slices == 1 ? total : torch::stable::clone(total);
-    else
-      return torch::stable::to(total, ScalarType::BFloat16);
+    const Tensor total = sum_of_slices<Compute>(partial);
+    return std::is_same_v<Stored, Compute> ? total : torch::stable::to(total, ScalarType::BFloat16);
   });
 }
 

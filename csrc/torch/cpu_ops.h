@@ -2,6 +2,8 @@
 // itself, which ops on learned groups call with tables of their own.
 #pragma once
 
+#include <algorithm>
+
 #include "core/partition.h"
 #include "cpu/dispatch.h"
 #include "torch/arguments.h"
@@ -60,6 +62,23 @@ Tensor for_compute(const Tensor& tensor) {
                            ? tensor
                            : torch::stable::to(tensor, compute_dtype<Stored>);
   return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
+
+// A fixed cut of the batch, whatever the number of threads. Where groups are work items of their own and there
+// are enough of them, none is needed; a short slice would not pay for its own gradient.
+constexpr int64_t enough_groups = 8;
+inline int64_t slices_of_batch(int64_t pixels) { return std::clamp<int64_t>(pixels / 256, 1, 4); }
+
+// What `slices` holds along its first dimension, added up in order, in the first of them or in memory of its own.
+template <class Compute>
+Tensor sum_of_slices(const Tensor& slices) {
+  Compute* sums = static_cast<Compute*>(slices.data_ptr());
+  const int64_t slice_count = slices.size(0), count = slices.numel() / slice_count;
+  for (int64_t slice = 1; slice < slice_count; ++slice) {
+    for (int64_t i = 0; i < count; ++i) sums[i] += sums[slice * count + i];
+  }
+  const Tensor total = torch::stable::select(slices, 0, 0);
+  return slice_count == 1 ? total : torch::stable::clone(total);
 }
 
 inline cpu::Threads threads_for(const PartitionView& partition, const Window& window, int64_t pixels) {

@@ -39,16 +39,6 @@ int64_t slices_of(const Tensor& input) {
 // Below this many elements waking a thread costs more than it saves.
 constexpr int64_t worth_threads = 1 << 16;
 
-template <class Compute>
-Tensor sum_of_slices(const Tensor& slices) {
-  Compute* sums = static_cast<Compute*>(slices.data_ptr());
-  const int64_t count = slices.size(1);
-  for (int64_t slice = 1; slice < slices.size(0); ++slice) {
-    for (int64_t i = 0; i < count; ++i) sums[i] += sums[slice * count + i];
-  }
-  return torch::stable::clone(torch::stable::select(slices, 0, 0));
-}
-
 std::tuple<Tensor, Tensor, Tensor> prologue_conv2d_input_grad(
     const Tensor& grad, const Tensor& weight, const Tensor& input, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& shift, bool relu, const Tensor& table, int64_t stride_h, int64_t stride_w,

@@ -14,7 +14,7 @@ from ..learned import BACKENDS, check_option, packed_weight
 from ..partition import Partition
 from ..window import IntOrPair, Padding
 from ._learned import GroupedLayer
-from .partitioned import ConvArguments, PartitionedConv1d, PartitionedConv2d
+from .partitioned import ConvArguments, PartitionedConv1d, PartitionedConv2d, packed_layer
 
 __all__ = ["DenselyTrained"]
 
@@ -142,26 +142,9 @@ class DenselyTrained(ConvArguments, GroupedLayer):
 
     def deployed(self) -> PartitionedConv1d | PartitionedConv2d:
         """The same function with given groups and a packed weight."""
-        partition = self.partition()
-        kind = PartitionedConv1d if self.dimensions == 1 else PartitionedConv2d
-        layer = kind(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            bias=self.bias is not None,
-            padding_mode=self.padding_mode,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-            partition=partition,
-        )
-        with torch.no_grad():
-            layer.weight.copy_(partition.pack(self.weight))
-            if layer.bias is not None and self.bias is not None:
-                layer.bias.copy_(self.bias)
-        return layer.train(self.training)
+        if self.dimensions == 1:
+            return packed_layer(PartitionedConv1d, self, self.partition(), self.weight)
+        return packed_layer(PartitionedConv2d, self, self.partition(), self.weight)
 
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
         """As ``nn.Module``; groups that were kept for other values are forgotten."""

@@ -27,7 +27,7 @@ from ..prologue import Prologue
 from ..window import IntOrPair, Padding
 from ._learned import GroupedLayer
 from ._windowed import ParameterFactory, Windowed, check_backend
-from .partitioned import PartitionedConv2d
+from .partitioned import PartitionedConv2d, packed_layer
 
 __all__ = ["CondenseConv2d"]
 
@@ -202,25 +202,9 @@ class CondenseConv2d(Windowed, GroupedLayer):
 
     def deployed(self) -> PartitionedConv2d:
         """The same function with a packed weight of what is left."""
-        layer = PartitionedConv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            bias=self.bias is not None,
-            padding_mode=self.padding_mode,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-            partition=self._partition,
-            backend=self.backend,
+        return packed_layer(
+            PartitionedConv2d, self, self._partition, self.weight, backend=self.backend
         )
-        with torch.no_grad():
-            layer.weight.copy_(self._partition.pack(self.weight))
-            if layer.bias is not None and self.bias is not None:
-                layer.bias.copy_(self.bias)
-        return layer.train(self.training)
 
     def get_extra_state(self) -> torch.Tensor:
         """Whether the structure is frozen, then what is kept."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -194,25 +194,7 @@ class _PartitionedConv(ConvArguments, nn.Module):
     def _from_conv(cls, conv: Any, partition: Partition | None, **options: Any) -> Self:
         original = Partition.contiguous(conv.in_channels, conv.out_channels, conv.groups)
         chosen = original if partition is None else partition
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-            partition=chosen,
-            **options,
-        )
-        with torch.no_grad():
-            layer.weight.copy_(chosen.pack(original.unpack(conv.weight)))
-            if layer.bias is not None:
-                layer.bias.copy_(conv.bias)
-        return layer.train(conv.training)
+        return packed_layer(cls, conv, chosen, original.unpack(conv.weight), **options)
 
     # ---- state --------------------------------------------------------------------------------
 
@@ -251,6 +233,34 @@ class _PartitionedConv(ConvArguments, nn.Module):
         if self.activation is not None:
             parts.append(f"activation={self.activation!r}")
         return ", ".join(parts)
+
+
+Layer = TypeVar("Layer", bound=_PartitionedConv)
+
+
+def packed_layer(
+    kind: type[Layer], conv: Any, partition: Partition, dense: torch.Tensor, **options: Any
+) -> Layer:
+    """A layer with the arguments, the bias and the mode of ``conv`` over a dense weight, packed."""
+    layer = kind(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+        partition=partition,
+        **options,
+    )
+    with torch.no_grad():
+        layer.weight.copy_(partition.pack(dense))
+        if layer.bias is not None:
+            layer.bias.copy_(conv.bias)
+    return layer.train(conv.training)
 
 
 class PartitionedConv2d(_PartitionedConv):

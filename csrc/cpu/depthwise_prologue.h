@@ -37,8 +37,13 @@ class PreparedPlane {
   int64_t size() const { return prologue_ ? ((band_ - 1) * sweep_.source_step_h + reach_) * pitch_ : 0; }
 
   // The band of an image's channel that begins with lattice row `row`.
-  Band<T> band(int64_t n, int64_t channel, int64_t row, T* scratch) const {
+  GROUPCONV_INLINE Band<T> band(int64_t n, int64_t channel, int64_t row, T* scratch) const {
     if (!prologue_) return {image_.at(n, channel, 0, 0), image_.stride_h, 0, sweep_.rows};
+    return prepare(n, channel, row, scratch);
+  }
+
+ private:
+  Band<T> prepare(int64_t n, int64_t channel, int64_t row, T* scratch) const {
     const Affine<T> affine = affine_of(prologue_, channel);
     const int64_t end_row = smaller(row + band_, sweep_.rows);
     const int64_t top = row * sweep_.source_step_h + grid_.row(0);
@@ -49,7 +54,6 @@ class PreparedPlane {
     return {scratch - top * pitch_, pitch_, row, end_row};
   }
 
- private:
   const Image<const T>& image_;
   const Prologue<T>& prologue_;
   const Sweep& sweep_;

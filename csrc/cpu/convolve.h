@@ -9,8 +9,7 @@
 #pragma once
 
 #include "cpu/convolve_pixels.h"
-#include "cpu/depthwise_channels.h"
-#include "cpu/depthwise_rows.h"
+#include "cpu/isa/entry.h"
 #include "cpu/multiply.h"
 #include "cpu/weights.h"
 #include "cpu/workspace.h"
@@ -246,16 +245,7 @@ bool convolve_pairs(const ConvolveProblem<Stored>& problem) {
 template <class Stored>
 void convolve(const ConvolveProblem<Stored>& problem) {
   if (problem.restriction) return Convolution<Stored>(problem).run();
-  if constexpr (has_depthwise<Stored>) {
-    if (const Depthwise depthwise(*problem.partition); depthwise.suits) {
-      if (DepthwiseChannels<Stored>::suits(problem, depthwise)) {
-        return DepthwiseChannels<Stored>(problem, depthwise).run();
-      }
-      if constexpr (__is_same(Stored, compute_t<Stored>)) {
-        if (DepthwiseRows<Stored>::suits(problem)) return DepthwiseRows<Stored>(problem).run();
-      }
-    }
-  }
+  if (GROUPCONV_ISA::Kernels<Stored>::depthwise(problem)) return;
   if constexpr (multiplies_stored<Stored>) {
     if (!problem.prologue && convolve_pairs(problem)) return;
   }

@@ -12,10 +12,6 @@
 namespace groupconv::cpu {
 namespace {
 
-// float64 is there to check gradients: the general kernels do that, and half the code is not built.
-template <class Stored>
-constexpr bool has_depthwise = !__is_same(Stored, double);
-
 struct Depthwise {
   int64_t most_outputs = 0;  // of one group: the channel multiplier
   bool straight = true;      // every channel stays where it is

@@ -37,17 +37,17 @@ KernelTable with_bf16(const char* isa, const KernelTable& others, const TypedKer
   table.bf16 = bf16;
   return table;
 }
-const KernelTable avx512_bf16_table = with_bf16("avx512_bf16", avx512_kernels, avx512_bf16_kernels);
+const KernelTable avx512_bf16_table = with_bf16("avx512_bf16", avx512::kernels, avx512_bf16::bf16_kernels);
 #endif
 
 // Best first.
 const Candidate candidates[] = {
 #if defined(GROUPCONV_X86)
     {&avx512_bf16_table, has_avx512_bf16, has_fast_avx512_bf16},
-    {&avx512_kernels, has_avx512, always},
-    {&avx2_kernels, has_avx2, always},
+    {&avx512::kernels, has_avx512, always},
+    {&avx2::kernels, has_avx2, always},
 #endif
-    {&scalar_kernels, always, always},
+    {&scalar::kernels, always, always},
 };
 
 struct Choice {

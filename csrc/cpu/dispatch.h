@@ -6,12 +6,19 @@
 
 namespace groupconv::cpu {
 
-extern const KernelTable scalar_kernels;
-#if defined(GROUPCONV_X86)
-extern const KernelTable avx2_kernels;
-extern const KernelTable avx512_kernels;
-extern const TypedKernels<BFloat16> avx512_bf16_kernels;
-#endif
+// Of isa/table.cpp, as far as they were built.
+namespace scalar {
+extern const KernelTable kernels;
+}
+namespace avx2 {
+extern const KernelTable kernels;
+}
+namespace avx512 {
+extern const KernelTable kernels;
+}
+namespace avx512_bf16 {  // avx512, but for what vdpbf16ps computes
+extern const TypedKernels<BFloat16> bf16_kernels;
+}
 
 // Throws std::runtime_error, with the reason, when GROUPCONV_ISA asks for one that can't run.
 const KernelTable& kernels();

@@ -27,7 +27,7 @@ GROUPCONV_INLINE void keep(T& value) {
 #endif
 }
 
-double fma_peak(double seconds) {
+inline double fma_peak(double seconds) {
   using V_ = Vec<float>;
   constexpr int sums = 12;  // more than latency × issue rate of any current processor
   constexpr int64_t repeats = 20000;

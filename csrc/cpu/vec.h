@@ -1,6 +1,6 @@
 // One thin vector type per instruction set and element type: Vec<float> and Vec<double>.
 //
-// Included once by each of scalar.cpp, avx2.cpp and avx512.cpp, which are compiled with their own flags.
+// Reached from the files of isa/, which are compiled once for each instruction set with its own flags.
 // Everything sits in an anonymous namespace: internal linkage is what keeps an AVX-512 instruction from
 // leaking, through a merged inline function, into code that runs on every processor. For the same
 // reason no kernel header uses a standard-library template that could be emitted out of line.

@@ -11,8 +11,7 @@
 #pragma once
 
 #include "cpu/correlate.h"
-#include "cpu/depthwise_grad_channels.h"
-#include "cpu/depthwise_grad_rows.h"
+#include "cpu/isa/entry.h"
 #include "cpu/pointwise_grad.h"
 #include "cpu/weight_grad_pixels.h"
 #include "cpu/workspace.h"
@@ -205,14 +204,7 @@ class WeightGrad {
 
 template <class Stored>
 void weight_grad(const WeightGradProblem<Stored>& problem) {
-  if constexpr (has_depthwise<Stored> && __is_same(Stored, compute_t<Stored>)) {
-    if (const Depthwise depthwise(*problem.partition); depthwise.suits) {
-      if (DepthwiseGradChannels<Stored>::suits(problem, depthwise)) {
-        return DepthwiseGradChannels<Stored>(problem, depthwise).run();
-      }
-      if (DepthwiseGradRows<Stored>::suits(problem)) return DepthwiseGradRows<Stored>(problem).run();
-    }
-  }
+  if (GROUPCONV_ISA::Kernels<Stored>::depthwise_grad(problem)) return;
   if (PixelWeightGrad<Stored>::suits(problem)) return PixelWeightGrad<Stored>(problem).run();
   if (PointwiseGrad<Stored>::suits(problem)) return PointwiseGrad<Stored>(problem).run();
   if constexpr (multiplies_stored<Stored>) {

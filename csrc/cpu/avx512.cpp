@@ -1,3 +1,0 @@
-#include "cpu/instantiate.h"
-
-const groupconv::cpu::KernelTable groupconv::cpu::avx512_kernels = table_for("avx512");

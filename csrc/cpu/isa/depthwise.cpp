@@ -1,0 +1,53 @@
+#include "cpu/depthwise_channels.h"
+#include "cpu/depthwise_grad_channels.h"
+#include "cpu/depthwise_grad_rows.h"
+#include "cpu/depthwise_rows.h"
+#include "cpu/isa/entry.h"
+
+namespace groupconv::cpu::GROUPCONV_ISA {
+
+// float64 is there to check gradients: the general kernels do that, and half the code is not built.
+template <class Stored>
+constexpr bool is_double = __is_same(Stored, double);
+template <class Stored>
+constexpr bool is_float = __is_same(Stored, float);
+
+template <class Stored>
+bool Kernels<Stored>::depthwise(const ConvolveProblem<Stored>& problem) {
+  if constexpr (!is_double<Stored>) {
+    const Depthwise shape(*problem.partition);
+    if (!shape.suits) return false;
+    if (DepthwiseChannels<Stored>::suits(problem, shape)) {
+      DepthwiseChannels<Stored>(problem, shape).run();
+      return true;
+    }
+    if constexpr (is_float<Stored>) {
+      if (DepthwiseRows<Stored>::suits(problem)) {
+        DepthwiseRows<Stored>(problem).run();
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+template <class Stored>
+bool Kernels<Stored>::depthwise_grad(const WeightGradProblem<Stored>& problem) {
+  if constexpr (is_float<Stored>) {
+    const Depthwise shape(*problem.partition);
+    if (!shape.suits) return false;
+    if (DepthwiseGradChannels<Stored>::suits(problem, shape)) {
+      DepthwiseGradChannels<Stored>(problem, shape).run();
+      return true;
+    }
+    if (DepthwiseGradRows<Stored>::suits(problem)) {
+      DepthwiseGradRows<Stored>(problem).run();
+      return true;
+    }
+  }
+  return false;
+}
+
+GROUPCONV_INSTANTIATE
+
+}  // namespace groupconv::cpu::GROUPCONV_ISA

@@ -1,3 +1,0 @@
-#include "cpu/instantiate.h"
-
-const groupconv::cpu::KernelTable groupconv::cpu::scalar_kernels = table_for("scalar");

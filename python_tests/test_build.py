@@ -244,7 +244,8 @@ def test_the_files_of_an_instruction_set_run_nothing_at_load() -> None:
     [("zmm", ("avx512",)), ("ymm", ("avx2", "avx512"))],
 )
 def test_wide_registers_only_where_asked_for(registers: str, ours: tuple[str, ...]) -> None:
-    for path in objects("csrc/core/*.cpp", "csrc/cpu/*.cpp", "csrc/cpu/isa/*.cpp", "csrc/torch/*.cpp"):
+    folders = ("core", "cpu", "cpu/isa", "torch")
+    for path in objects(*(f"csrc/{folder}/*.cpp" for folder in folders)):
         if not isa_of(path).startswith(ours):
             code = output_of("objdump", "--disassemble", "--no-show-raw-insn", path)
             assert f"%{registers}" not in code, path

@@ -186,7 +186,6 @@ def attached_kernels(native: Any) -> list[str]:
 # ---- Instruction sets stay apart -----------------------------------------------------------------
 
 
-
 def isa_of(path: Path) -> str:
     """The instruction set that an object file is for: the folder of its CMake target says so."""
     (target,) = (part for part in path.parts if part.endswith(".dir"))

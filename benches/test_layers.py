@@ -72,12 +72,29 @@ def chain(batch: int, channels: int, sizes: tuple[int, ...], size: int) -> Stand
     return Stand(lambda: gc.chain(x, weights, partitions=partitions), theirs, [x, *weights])
 
 
+def separable(batch: int, channels: int, outputs: int, size: int, layout: str) -> Stand:
+    layer = gc.nn.DepthwiseSeparableConv2d(channels, outputs, 3, padding=1, bias=False)
+    x = torch.randn(batch, channels, size, size)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+
+    def theirs() -> torch.Tensor:
+        y = functional.conv2d(x, layer.depthwise, padding=1, groups=channels)
+        return functional.conv2d(y, layer.pointwise)
+
+    return Stand(lambda: layer(x), theirs, [x, *layer.parameters()])
+
+
 STANDS: dict[str, Callable[[], Stand]] = {
     "two-level 3×3 160 32² N=8": lambda: two_level(1, 160, 8, 32),
     "two-level 3×3 320 16² N=8, 16 images": lambda: two_level(16, 320, 8, 16),
     "IGC L24M2 32²": lambda: interleaved(1, 24, 2, 32),
     "IGC L4M8 32²": lambda: interleaved(1, 4, 8, 32),
     "IGC L16M16 16², 16 images": lambda: interleaved(16, 16, 16, 16),
+    "separable 144→24 56²": lambda: separable(1, 144, 24, 56, "NCHW"),
+    "separable 144→24 56² channels_last, 8 images": lambda: separable(8, 144, 24, 56, "channels_last"),
+    "separable 512→512 14²": lambda: separable(1, 512, 512, 14, "NCHW"),
     "chain 256 (16, 16) 16², 16 images": lambda: chain(16, 256, (16, 16), 16),
     "chain 256 (4, 8, 8) 16², 16 images": lambda: chain(16, 256, (4, 8, 8), 16),
     "chain 1024 (32, 32) 16², 16 images": lambda: chain(16, 1024, (32, 32), 16),

@@ -16,6 +16,7 @@ from .functional import conv1d, conv2d
 from .learned import dgconv_conv2d, dgconv_weight, flgc_conv2d, flgc_weight
 from .partition import Partition
 from .prologue import Prologue
+from .separable import separable_conv2d
 
 __version__ = "0.1.0"
 
@@ -35,4 +36,5 @@ __all__ = [
     "nn",
     "reference",
     "report",
+    "separable_conv2d",
 ]

@@ -40,6 +40,7 @@ __all__ = [
     "prologue_conv2d_input_grad",
     "prologue_conv2d_weight_grad",
     "row_labels",
+    "separable_conv2d",
     "two_level",
     "unavailable",
     "unpack",
@@ -357,6 +358,28 @@ def _fake_two_level(
     )
 
 
+def _fake_separable_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    table: torch.Tensor,
+    activation: int,
+    pointwise_weight: torch.Tensor,
+    pointwise_bias: torch.Tensor | None,
+    pointwise_table: torch.Tensor,
+    pointwise_activation: int,
+    residual: torch.Tensor | None,
+    channels: int,
+    out_channels: int,
+    *window: int,
+) -> torch.Tensor:
+    _check_devices(x, weight, bias, pointwise_weight, pointwise_bias, residual)
+    _check_devices(x, table, pointwise_table)
+    height, width = weight.shape[1:]
+    size = Window(*window).output_size(x.shape[2], x.shape[3], height, width)
+    return _empty(x, (x.shape[0], out_channels, *size), is_channels_last(x))
+
+
 def _fake_chain(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
@@ -525,4 +548,5 @@ prologue_conv2d_input_grad: Callable[..., Triple] = _register_looping(
 )
 chain: Op = _register("chain", _fake_chain, _batch_chain)
 chain_grad: Callable[..., Pair] = _register_looping("chain_grad", _fake_chain_grad)
+separable_conv2d: Op = _register_looping("separable_conv2d", _fake_separable_conv2d)
 two_level: Callable[..., Pair] = _register_looping("two_level", _fake_two_level)

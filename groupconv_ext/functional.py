@@ -22,7 +22,7 @@ from .partition import Partition
 from .prologue import PROLOGUE_ACTIVATIONS, Prologue
 from .window import IntOrPair, Padding, Window, make_window
 
-__all__ = ["conv1d", "conv2d"]
+__all__ = ["conv1d", "conv2d", "packed_weight"]
 
 
 def conv2d(
@@ -88,7 +88,7 @@ def conv2d(
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         x, weight, bias, residual = _autocast(x, weight, bias, residual)
         prologue = None if prologue is None else _autocast_prologue(prologue, x)
-    weight = _packed(weight, partition)
+    weight = packed_weight(weight, partition)
     window = make_window(weight.shape[1], weight.shape[2], stride, padding, dilation)
     if activation is None:
         activation = "none"
@@ -196,7 +196,7 @@ def _check_prologue(prologue: object) -> None:
         )
 
 
-def _packed(weight: torch.Tensor, partition: Partition) -> torch.Tensor:
+def packed_weight(weight: torch.Tensor, partition: Partition) -> torch.Tensor:
     """The weight as ``[entries, kh, kw]``."""
     _, ins = partition.sizes[0]
     if weight.dim() == 4 and partition.is_even:

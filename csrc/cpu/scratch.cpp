@@ -26,11 +26,18 @@ struct Buffer {
   ~Buffer() { release(); }
 };
 
-thread_local Buffer buffer;
+struct Buffers {
+  Buffer of_use[most_scratch_uses];
+  int uses = 0;
+
+  Buffer& current() { return of_use[uses - 1]; }
+};
+thread_local Buffers buffers;
 
 }  // namespace
 
 void* thread_scratch(size_t bytes) {
+  Buffer& buffer = buffers.current();
   if (bytes > buffer.bytes) {
     buffer.release();
     buffer.memory = allocate(bytes);
@@ -39,8 +46,14 @@ void* thread_scratch(size_t bytes) {
   return buffer.memory;
 }
 
+ScratchUse::ScratchUse() {
+  if (buffers.uses == most_scratch_uses) throw std::logic_error("kernels are nested too deeply");
+  ++buffers.uses;
+}
+
 ScratchUse::~ScratchUse() {
-  if (buffer.bytes > scratch_keep) buffer.release();
+  if (buffers.current().bytes > scratch_keep) buffers.current().release();
+  --buffers.uses;
 }
 
 SharedScratch::SharedScratch(size_t bytes) : memory_(allocate(bytes)) {}

@@ -1,4 +1,4 @@
-// Scratch memory of a thread: one buffer, grown on demand, reused by every call, split by bumping.
+// Scratch memory of a thread: a buffer, grown on demand, reused by every call, split by bumping.
 #pragma once
 
 #include <cstddef>
@@ -6,15 +6,17 @@
 
 namespace groupconv::cpu {
 
-// At least `bytes`, 64-byte aligned, private to the calling thread until its next call.
+// At least `bytes`, 64-byte aligned, for the calling thread until its next call under the same ScratchUse.
 // Throws std::runtime_error, with the size, where there is no memory.
 void* thread_scratch(size_t bytes);
 
-// A thread has one of these while it works on a call. At its end a buffer beyond scratch_keep is given
-// back; one within it is kept for the next call.
+// A thread has one of these while it works on a call, and a second one, with a buffer of its own, while
+// that calls kernels. At its end a buffer beyond scratch_keep is given back; one within it is kept for the
+// next call.
 constexpr size_t scratch_keep = size_t{1} << 20;
+constexpr int most_scratch_uses = 2;
 struct ScratchUse {
-  ScratchUse() = default;
+  ScratchUse();
   ScratchUse(const ScratchUse&) = delete;
   ~ScratchUse();
 };

@@ -1,7 +1,8 @@
-// What every driver needs besides kernels: scratch that is taken piece by piece, a loop over the
-// caller's threads, and the size of the tiles that fit in cache.
+// What every driver needs besides kernels: scratch that is taken piece by piece, and the size of the tiles
+// that fit in cache.
 #pragma once
 
+#include "cpu/for_each_item.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/staging.h"
@@ -38,21 +39,6 @@ class Workspace {
   int64_t bytes_ = 0;
   char* cursor_ = nullptr;
 };
-
-template <class Body>
-void for_each_item(const Threads& threads, int64_t items, const Body& body) {
-  const auto call = [](void* context, int64_t item) { (*static_cast<const Body*>(context))(item); };
-  if (threads.count > 1 && items > 1) {
-    threads.run(items, call, const_cast<void*>(static_cast<const void*>(&body)));
-  } else {
-    const ScratchUse scratch;
-    for (int64_t item = 0; item < items; ++item) body(item);
-  }
-}
-
-// Work worth several threads is cut into at least so many pieces, however many threads there are: where a
-// tile ends decides how its last pixels are summed, and results must not depend on the machine's load.
-constexpr int64_t pieces_for_threads = 8;
 
 // What a tile may take where tile_bytes would leave its vectors half empty.
 constexpr int64_t most_tile_bytes = 960 << 10;

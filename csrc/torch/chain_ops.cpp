@@ -70,11 +70,6 @@ Tensors weights_for_compute(const Tensors& weights) {
   return typed;
 }
 
-Sweep one_row(int64_t pixels) {
-  return make_sweep(forward_axis(vertical(Window{}), 1, 1),
-                    forward_axis(horizontal(Window{}), pixels, pixels), 1, pixels);
-}
-
 // A tile keeps every tensor of the chain, at most about one unit of pixels wide where they are many.
 void check_channels_fit(const std::vector<PartitionView>& stages) {
   int64_t channels = stages.front().in_channels;

@@ -17,26 +17,6 @@
 namespace groupconv::ops {
 namespace {
 
-// What one pixel of the source takes in scratch: where it is channels_last, all channels are staged at once.
-template <class Stored>
-int64_t plane_pixels(const Image<const Stored>& source, const ChannelLists& sources, int64_t groups) {
-  int64_t channels = source.channels_last() ? source.channels : 1;
-  for (int64_t g = 0; g < groups; ++g) channels = std::max(channels, sources.count(g));
-  return cpu::tile_bytes / static_cast<int64_t>(sizeof(cpu::compute_t<Stored>)) / channels;
-}
-
-// Staging a tile may take as many elements as the lattice and its halo have, for every channel and phase;
-// beyond what 64 bits count, nothing may start.
-void check_span(const Sweep& sweep, int64_t channels) {
-  int64_t bytes = 64;
-  for (const int64_t factor : {std::max<int64_t>(channels, 1), static_cast<int64_t>(sweep.phases.size()) + 1,
-                               sweep.rows + sweep.halo_rows + 1, sweep.cols + sweep.halo_cols + 1}) {
-    STD_TORCH_CHECK(!__builtin_mul_overflow(bytes, factor, &bytes), "the window spans ",
-                    sweep.rows + sweep.halo_rows, "×", sweep.cols + sweep.halo_cols, " pixels of ", channels,
-                    " channels, more than can be addressed");
-  }
-}
-
 // Pointwise over flat images: one long row, which needs no staging and can be cut anywhere.
 template <class Source, class Dest>
 bool collapse(Sweep& sweep, Image<Source>& source, Image<Dest>& dest) {
@@ -109,17 +89,7 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
 
   const bool channels_last = is_channels_last(input);
   Tensor output = empty_image(input, sizes, channels_last);
-  Tensor added = output;
-  if (residual) {
-    added = *residual;
-    // Images may lie further apart: a residual is often some of the channels of a larger tensor.
-    for (int64_t d = 1; d < 4; ++d) {
-      if (residual->stride(d) == output.stride(d)) continue;
-      added = empty_image(input, sizes, channels_last);
-      torch::stable::copy_(added, *residual);
-      break;
-    }
-  }
+  const Tensor added = residual ? laid_out_like(output, *residual) : output;
   if (output.numel() == 0) return output;
 
   for_dtype(input, [&](auto element) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/partition.h"
+#include "core/sweep.h"
 #include "cpu/dispatch.h"
 #include "torch/arguments.h"
 #include "torch/threads.h"
@@ -79,6 +80,45 @@ Tensor sum_of_slices(const Tensor& slices) {
   }
   const Tensor total = torch::stable::select(slices, 0, 0);
   return slice_count == 1 ? total : torch::stable::clone(total);
+}
+
+// What one pixel of the source takes in scratch: where it is channels_last, all channels are staged at once.
+template <class Stored>
+int64_t plane_pixels(const Image<const Stored>& source, const ChannelLists& sources, int64_t groups) {
+  int64_t channels = source.channels_last() ? source.channels : 1;
+  for (int64_t g = 0; g < groups; ++g) channels = std::max(channels, sources.count(g));
+  return cpu::tile_bytes / static_cast<int64_t>(sizeof(cpu::compute_t<Stored>)) / channels;
+}
+
+// Staging a tile may take as many elements as the lattice and its halo have, for every channel and phase;
+// beyond what 64 bits count, nothing may start.
+inline void check_span(const Sweep& sweep, int64_t channels) {
+  int64_t bytes = 64;
+  for (const int64_t factor : {std::max<int64_t>(channels, 1), static_cast<int64_t>(sweep.phases.size()) + 1,
+                               sweep.rows + sweep.halo_rows + 1, sweep.cols + sweep.halo_cols + 1}) {
+    STD_TORCH_CHECK(!__builtin_mul_overflow(bytes, factor, &bytes), "the window spans ",
+                    sweep.rows + sweep.halo_rows, "×", sweep.cols + sweep.halo_cols, " pixels of ", channels,
+                    " channels, more than can be addressed");
+  }
+}
+
+// A residual whose images lie as the output's, or a copy of it that does. Images may be further apart: a
+// residual is often some of the channels of a larger tensor.
+inline Tensor laid_out_like(const Tensor& output, const Tensor& residual) {
+  for (int64_t d = 1; d < 4; ++d) {
+    if (residual.stride(d) == output.stride(d)) continue;
+    const std::array<int64_t, 4> sizes{output.size(0), output.size(1), output.size(2), output.size(3)};
+    Tensor copy = empty_image(output, sizes, is_channels_last(output));
+    torch::stable::copy_(copy, residual);
+    return copy;
+  }
+  return residual;
+}
+
+// A pointwise convolution of images that are single rows.
+inline Sweep one_row(int64_t pixels) {
+  return make_sweep(forward_axis(vertical(Window{}), 1, 1),
+                    forward_axis(horizontal(Window{}), pixels, pixels), 1, pixels);
 }
 
 inline cpu::Threads threads_for(const PartitionView& partition, const Window& window, int64_t pixels) {

@@ -71,6 +71,13 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
   m.def(
       "chain(Tensor input, Tensor[] weights, Tensor? bias, Tensor[] tables, int out_channels, int activation) "
       "-> Tensor");
+  // pointwise_activation(pointwise(activation(conv(input) + bias)) + pointwise_bias + residual), the second
+  // convolution 1×1; `channels` lie between the two
+  m.def(
+      "separable_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor table, int activation, "
+      "Tensor pointwise_weight, Tensor? pointwise_bias, Tensor pointwise_table, int pointwise_activation, "
+      "Tensor? residual, int channels, int out_channels, int stride_h, int stride_w, int pad_top, "
+      "int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w) -> Tensor");
   // ∂L/∂input and the stages' ∂L/∂weight one after another, [Σ entries]; of size 0 where not asked for
   m.def(
       "chain_grad(Tensor grad, Tensor input, Tensor[] weights, Tensor[] tables, int entries, "

@@ -34,6 +34,7 @@ from .. import _checks
 from ..chain import chain
 from ..functional import conv2d
 from ..partition import Partition
+from ..separable import separable_conv2d
 from ..window import IntOrPair, Padding
 from ._windowed import ParameterFactory, Windowed, check_backend
 from .partitioned import PartitionedConv2d
@@ -131,20 +132,16 @@ class InterleavedConv2d(Windowed):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve ``x``."""
         x, padding = self._padded(x)
-        x = conv2d(
+        return separable_conv2d(
             x,
             self.primary,
+            self.secondary,
+            pointwise_bias=self.bias,
             partition=self.partitions["primary"],
+            pointwise_partition=self.partitions["secondary"],
             stride=self.stride,
             padding=padding,
             dilation=self.dilation,
-            backend=self.backend,
-        )
-        return conv2d(
-            x,
-            self.secondary,
-            self.bias,
-            partition=self.partitions["secondary"],
             backend=self.backend,
         )
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..functional import conv2d
 from ..partition import Partition
+from ..separable import separable_conv2d
 from ..window import IntOrPair, Padding
 from ._windowed import ParameterFactory, Windowed, check_backend
 
@@ -83,23 +84,6 @@ class _Separable(Windowed):
             bound = last[0].numel() ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def _depthwise(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        x, padding = self._padded(x)
-        return conv2d(
-            x,
-            self.depthwise,
-            bias,
-            partition=self.partitions["depthwise"],
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            backend=self.backend,
-        )
-
-    def _pointwise(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        partition = self.partitions["pointwise"]
-        return conv2d(x, self.pointwise, bias, partition=partition, backend=self.backend)
-
     def extra_repr(self) -> str:
         """The arguments."""
         parts = [f"{self.in_channels}, {self.out_channels}"]
@@ -115,7 +99,19 @@ class DepthwiseSeparableConv2d(_Separable):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve ``x``."""
-        return self._pointwise(self._depthwise(x, None), self.bias)
+        x, padding = self._padded(x)
+        return separable_conv2d(
+            x,
+            self.depthwise,
+            self.pointwise,
+            pointwise_bias=self.bias,
+            partition=self.partitions["depthwise"],
+            pointwise_partition=self.partitions["pointwise"],
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            backend=self.backend,
+        )
 
 
 class XceptionConv2d(_Separable):
@@ -125,4 +121,15 @@ class XceptionConv2d(_Separable):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve ``x``."""
-        return self._depthwise(self._pointwise(x, None), self.bias)
+        x = conv2d(x, self.pointwise, partition=self.partitions["pointwise"], backend=self.backend)
+        x, padding = self._padded(x)
+        return conv2d(
+            x,
+            self.depthwise,
+            self.bias,
+            partition=self.partitions["depthwise"],
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            backend=self.backend,
+        )

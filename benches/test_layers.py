@@ -75,7 +75,7 @@ def chain(batch: int, channels: int, sizes: tuple[int, ...], size: int) -> Stand
 def separable(batch: int, channels: int, outputs: int, size: int, layout: str) -> Stand:
     layer = gc.nn.DepthwiseSeparableConv2d(channels, outputs, 3, padding=1, bias=False)
     x = torch.randn(batch, channels, size, size)
-    if layout == "channels_last":
+    if layout == "NHWC":
         x = x.contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
 
@@ -93,7 +93,7 @@ STANDS: dict[str, Callable[[], Stand]] = {
     "IGC L4M8 32²": lambda: interleaved(1, 4, 8, 32),
     "IGC L16M16 16², 16 images": lambda: interleaved(16, 16, 16, 16),
     "separable 144→24 56²": lambda: separable(1, 144, 24, 56, "NCHW"),
-    "separable 144→24 56² channels_last, 8 images": lambda: separable(8, 144, 24, 56, "channels_last"),
+    "separable 144→24 56² NHWC, 8 images": lambda: separable(8, 144, 24, 56, "NHWC"),
     "separable 512→512 14²": lambda: separable(1, 512, 512, 14, "NCHW"),
     "chain 256 (16, 16) 16², 16 images": lambda: chain(16, 256, (16, 16), 16),
     "chain 256 (4, 8, 8) 16², 16 images": lambda: chain(16, 256, (4, 8, 8), 16),

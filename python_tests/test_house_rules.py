@@ -30,7 +30,7 @@ FLOORS = (
         "functional",
         "learned",
     ),
-    *("chain", "two_level"),
+    *("chain", "separable", "two_level"),
     *("nn", "models"),
     *("deploy", "train", "parallel"),
     *("report", "doctor"),

@@ -89,6 +89,17 @@ def test_every_window_and_partition(
             check_convolution(partition, geometry, place(x), weight, bias, grad_layout=place)
 
 
+@each_isa
+def test_small_maps_of_more_images_than_are_copied_at_once(isa: str) -> None:
+    partitions = [Partition.contiguous(64, 64, 64), Partition.random(64, 128, 64, seed=5)]
+    with forced_isa(isa):
+        for partition in partitions:
+            for geometry in (around(3, size=(7, 7)), around(5, 2, (14, 13))):
+                x, weight, bias = tensors(partition, geometry, 13, torch.float32)
+                for activation in ACTIVATIONS:
+                    check_convolution(partition, geometry, x, weight, bias, activation=activation)
+
+
 @each_layout
 @each_isa
 def test_every_width_and_number_of_channels(isa: str, layout: str) -> None:

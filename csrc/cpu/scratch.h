@@ -10,11 +10,11 @@ namespace groupconv::cpu {
 // Throws std::runtime_error, with the size, where there is no memory.
 void* thread_scratch(size_t bytes);
 
-// A thread has one of these while it works on a call, and a second one, with a buffer of its own, while
-// that calls kernels. At its end a buffer beyond scratch_keep is given back; one within it is kept for the
+// A thread has one of these while it works on a call, and another, with a buffer of its own, while that calls
+// kernels, which may do so once more. At its end a buffer beyond scratch_keep is given back; one within it is kept for the
 // next call.
 constexpr size_t scratch_keep = size_t{1} << 20;
-constexpr int most_scratch_uses = 2;
+constexpr int most_scratch_uses = 3;
 struct ScratchUse {
   ScratchUse();
   ScratchUse(const ScratchUse&) = delete;

@@ -2,6 +2,7 @@
 #include "cpu/depthwise_grad_channels.h"
 #include "cpu/depthwise_grad_rows.h"
 #include "cpu/depthwise_rows.h"
+#include "cpu/depthwise_small_maps.h"
 #include "cpu/isa/entry.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
@@ -22,6 +23,10 @@ bool Kernels<Stored>::depthwise(const ConvolveProblem<Stored>& problem) {
       return true;
     }
     if constexpr (is_float<Stored>) {
+      if (DepthwiseSmallMaps<Stored>::suits(problem, shape)) {
+        DepthwiseSmallMaps<Stored>(problem, shape).run();
+        return true;
+      }
       if (DepthwiseRows<Stored>::suits(problem)) {
         DepthwiseRows<Stored>(problem).run();
         return true;
@@ -38,6 +43,10 @@ bool Kernels<Stored>::depthwise_grad(const WeightGradProblem<Stored>& problem) {
     if (!shape.suits) return false;
     if (DepthwiseGradChannels<Stored>::suits(problem, shape)) {
       DepthwiseGradChannels<Stored>(problem, shape).run();
+      return true;
+    }
+    if (DepthwiseGradSmallMaps<Stored>::suits(problem, shape)) {
+      DepthwiseGradSmallMaps<Stored>(problem, shape).run();
       return true;
     }
     if (DepthwiseGradRows<Stored>::suits(problem)) {

@@ -9,8 +9,9 @@ torch.Size([1, 256, 56, 56])
 Read :mod:`groupconv_ext.partition` first: it holds the one idea.
 """
 
-from . import backends, nn, reference, report
+from . import backends, models, nn, reference, report
 from .chain import chain
+from .counting import Count, count
 from .doctor import doctor
 from .functional import conv1d, conv2d
 from .learned import dgconv_conv2d, dgconv_weight, flgc_conv2d, flgc_weight
@@ -20,6 +21,7 @@ from .prologue import Prologue
 __version__ = "0.1.0"
 
 __all__ = [
+    "Count",
     "Partition",
     "Prologue",
     "__version__",
@@ -27,11 +29,13 @@ __all__ = [
     "chain",
     "conv1d",
     "conv2d",
+    "count",
     "dgconv_conv2d",
     "dgconv_weight",
     "doctor",
     "flgc_conv2d",
     "flgc_weight",
+    "models",
     "nn",
     "reference",
     "report",

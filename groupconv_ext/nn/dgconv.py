@@ -94,9 +94,10 @@ class DGConv2d(DenselyTrained):
     def reset_parameters(self, gates: Sequence[int] | None = None) -> None:
         """Gates ±1e-8, at random or as given; weight as in ``nn.Conv2d`` with as many groups."""
         if gates is None:
-            open_gates = torch.randint(0, 2, (len(self.radices),))
+            open_gates = torch.randint(0, 2, (len(self.radices),), device="cpu")
         else:
-            open_gates = torch.tensor(checked_gates(gates, self.radices), dtype=torch.int64)
+            chosen = checked_gates(gates, self.radices)
+            open_gates = torch.tensor(chosen, dtype=torch.int64, device="cpu")
         with torch.no_grad():
             self.gates.copy_(open_gates.to(torch.float64) * 2e-8 - 1e-8)
         groups = math.prod(

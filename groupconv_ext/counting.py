@@ -62,7 +62,8 @@ class LayerCount:
         dense_parameters: Of the layer while it trains, without the ones that choose its groups.
         multiply_adds: Of the deployed layer, for one image.
         dense_multiply_adds: With every weight, for one image.
-        output: The shape of what it returns, without the batch; of its last call.
+        input: The shape of what it reads, without the batch; of its last call.
+        output: The shape of what it returns.
         known: Whether the deployed numbers are; on the meta device no groups have been learned.
     """
 
@@ -73,6 +74,7 @@ class LayerCount:
     dense_parameters: int
     multiply_adds: int = 0
     dense_multiply_adds: int = 0
+    input: tuple[int, ...] = ()
     output: tuple[int, ...] = ()
     known: bool = True
 
@@ -201,9 +203,10 @@ def _taps(layer: nn.Module) -> int:
 
 def _entries(layer: GroupedLayer) -> int | None:
     """The connections it has now, unless its logits or gates hold nothing."""
-    if any(parameter.is_meta for parameter in layer.structure_parameters()):
+    try:
+        return layer.partition().entries
+    except NotImplementedError:  # torch's word for reading a tensor on the meta device
         return None
-    return layer.partition().entries
 
 
 # ---- what a layer does --------------------------------------------------------------------------
@@ -297,6 +300,7 @@ def _walk(
                 before,
                 multiply_adds=before.multiply_adds + deployed,
                 dense_multiply_adds=before.dense_multiply_adds + dense,
+                input=tuple(arguments[0].shape[1:]),
                 output=tuple(y.shape[1:]),
             )
 

@@ -38,6 +38,7 @@ __all__ = [
     "igcv2",
     "igcv2_star",
     "regconv",
+    "resnet18",
     "sum_fusion",
     "xception",
 ]
@@ -244,15 +245,31 @@ def igc_resnet18(
     if doubles not in ("primary", "secondary"):
         raise ValueError(f"doubles is {doubles!r}; expected 'primary' or 'secondary'")
     width = count("primary", primary) * count("secondary", secondary)
-    outside = stem_channels or width
-    stem = nn.Sequential(
-        conv_norm(nn.Conv2d(3, outside, 7, 2, 3, bias=False)), nn.MaxPool2d(3, 2, 1)
-    )
-    widths = [width << stage for stage in range(4)]
     partitions = [primary << stage if doubles == "primary" else primary for stage in range(4)]
     convolutions = [_interleaved(groups) for groups in partitions]
     projections = [_projection(groups) for groups in partitions]
-    return _network(stem, outside, widths, convolutions, projections, 4, classes, 32)
+    return _imagenet(stem_channels or width, width, convolutions, projections, classes)
+
+
+@register("resnet18", "ResNet of 18 layers, of standard convolutions")
+def resnet18(*, width: int = 64, classes: int = 1000) -> nn.Module:
+    """ResNet-18 of any width, which IGC's ImageNet networks take the form of."""
+    count("width", width)
+    return _imagenet(width, width, [standard] * 4, [_projection(1)] * 4, classes)
+
+
+def _imagenet(
+    stem_channels: int,
+    width: int,
+    convolutions: Sequence[Convolution],
+    projections: Sequence[Convolution],
+    classes: int,
+) -> Network:
+    stem = nn.Sequential(
+        conv_norm(nn.Conv2d(3, stem_channels, 7, 2, 3, bias=False)), nn.MaxPool2d(3, 2, 1)
+    )
+    widths = [width << stage for stage in range(4)]
+    return _network(stem, stem_channels, widths, convolutions, projections, 4, classes, 32)
 
 
 @register("regconv", "RegConv-Wc: standard convolutions in the place of IGC blocks", 32)
@@ -279,58 +296,63 @@ def sum_fusion(*, width: int = 8, depth: int = 20, classes: int = 10) -> nn.Modu
 # ---- IGCV2 --------------------------------------------------------------------------------------
 
 
-def _with_identities(
-    stem_channels: int, width: int, convolutions: Sequence[Convolution], depth: int, classes: int
-) -> Network:
-    """IGCV2's frame: a shortcut without parameters beside every two blocks."""
-    widths = (width, 2 * width, 4 * width)
-    return _network(
-        _stem(stem_channels),
-        stem_channels,
-        widths,
-        convolutions,
-        [PaddedShortcut] * 3,
-        _blocks(depth),
-        classes,
-    )
-
-
 @register("xception_cifar", "Xception(Cx): channelwise 3×3 and 1×1", 32)
 def xception(*, width: int = 58, depth: int = 20, classes: int = 100) -> nn.Module:
-    """Xception(Cx) (igcv2_igcv3, table 1)."""
-    count("width", width)
-    return _with_identities(width, width, [_of(DepthwiseSeparableConv2d)] * 3, depth, classes)
+    """Xception(Cx); its projections are dense."""
+    convolutions = [_of(DepthwiseSeparableConv2d)] * 3
+    return _with_identities(width, width, convolutions, [_projection(1)] * 3, depth, classes)
 
 
-@register("igcv1_cifar", "IGCV1(Cx): IGC with M = 2, its number of primary groups doubles", 32)
+@register("igcv1_cifar", "IGCV1(Cx): IGC with M = 2 and identity mappings", 32)
 def igcv1(*, width: int = 96, depth: int = 20, classes: int = 100) -> nn.Module:
-    """IGCV1(Cx) (igcv2_igcv3, table 1)."""
-    if count("width", width) % 2:
-        raise ValueError(f"width is {width}; expected an even number, two channels a group")
-    convolutions = [_interleaved(width // 2 << stage) for stage in range(3)]
-    return _with_identities(width, width, convolutions, depth, classes)
+    """IGCV1(Cx): L = x/2 in all stages.
+
+    The paper's table 1 draws 2 channels a group in all stages, so that L doubles; all its counts
+    are those of IGC-L(x/2)M2, where M does.
+    """
+    return igcnet(primary=_half(width), secondary=2, depth=depth, identity=True, classes=classes)
 
 
 @register("igcv2_cifar", "IGCV2(Cx): channelwise 3×3 and two 1×1 in branches of K channels", 32)
 def igcv2(
     *, width: int = 64, branches: Sequence[int] = (8, 16, 32), depth: int = 20, classes: int = 100
 ) -> nn.Module:
-    """IGCV2(Cx) (igcv2_igcv3, table 1); ``branches`` are K of the three stages."""
-    count("width", width)
+    """IGCV2(Cx); ``branches`` are K of the three stages, projections have x/2 groups."""
     if len(branches) != 3:
         raise ValueError(f"branches has {len(branches)} entries; expected K for each of 3 stages")
     convolutions = [_structured(size, 2) for size in branches]
-    return _with_identities(width, width, convolutions, depth, classes)
+    projections = [_projection(_half(width))] * 3
+    return _with_identities(width, width, convolutions, projections, depth, classes)
 
 
 @register("igcv2_star", "IGCV2*(Cx): channelwise 3×3 and ⌈log₈ x⌉ 1×1 in branches of 8", 32)
 def igcv2_star(*, width: int = 416, depth: int = 20, classes: int = 100) -> nn.Module:
-    """IGCV2*(Cx) (igcv2_igcv3, table 1)."""
-    count("width", width)
+    """IGCV2*(Cx); its shortcuts have no parameters."""
     convolutions = []
     for stage in range(3):
         pointwise = 1
-        while 8**pointwise < width << stage:
+        while 8**pointwise < count("width", width) << stage:
             pointwise += 1
         convolutions.append(_structured(8, pointwise))
-    return _with_identities(64, width, convolutions, depth, classes)
+    return _with_identities(64, width, convolutions, [PaddedShortcut] * 3, depth, classes)
+
+
+def _with_identities(
+    stem_channels: int,
+    width: int,
+    convolutions: Sequence[Convolution],
+    projections: Sequence[Convolution],
+    depth: int,
+    classes: int,
+) -> Network:
+    """IGCV2's frame: a shortcut beside every two blocks."""
+    count("width", width)
+    widths = (width, 2 * width, 4 * width)
+    stem = _stem(stem_channels)
+    return _network(stem, stem_channels, widths, convolutions, projections, _blocks(depth), classes)
+
+
+def _half(width: int) -> int:
+    if count("width", width) % 2:
+        raise ValueError(f"width is {width}; expected an even number, two channels a group")
+    return width // 2

@@ -39,6 +39,7 @@ class DGConv2d(DenselyTrained):
 
     dimensions = 2
     gates: nn.Parameter
+    _start_from: Sequence[int] | None
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class DGConv2d(DenselyTrained):
             backend,
         )
         self.radices = kronecker_radices(in_channels, out_channels)
+        self._start_from = gates
         self.gates = nn.Parameter(torch.empty(len(self.radices), device=device, dtype=dtype))
         self.gate_history: list[tuple[int, tuple[int, ...]]] = []
         self.reset_parameters(gates)
@@ -110,6 +112,8 @@ class DGConv2d(DenselyTrained):
         return [self.gates]
 
     def _chosen(self) -> Partition:
+        if self.gates.is_meta and self._start_from is not None:  # there are no values to look at
+            return Partition.kronecker(self._start_from, self.in_channels, self.out_channels)
         return dgconv_partition(self.gates, self.in_channels, self.out_channels, self._name())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

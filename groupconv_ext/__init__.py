@@ -9,8 +9,9 @@ torch.Size([1, 256, 56, 56])
 Read :mod:`groupconv_ext.partition` first: it holds the one idea.
 """
 
-from . import backends, nn, reference, report
+from . import backends, models, nn, reference, report
 from .chain import chain
+from .counting import Count, count
 from .doctor import doctor
 from .functional import conv1d, conv2d
 from .learned import dgconv_conv2d, dgconv_weight, flgc_conv2d, flgc_weight
@@ -21,6 +22,7 @@ from .separable import separable_conv2d
 __version__ = "0.1.0"
 
 __all__ = [
+    "Count",
     "Partition",
     "Prologue",
     "__version__",
@@ -28,11 +30,13 @@ __all__ = [
     "chain",
     "conv1d",
     "conv2d",
+    "count",
     "dgconv_conv2d",
     "dgconv_weight",
     "doctor",
     "flgc_conv2d",
     "flgc_weight",
+    "models",
     "nn",
     "reference",
     "report",

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from . import __version__, _ops, bench
+from . import __version__, _ops, bench, tables
 from .bench import plots, problems, publish, suites, terminal
 from .doctor import doctor
+from .models.names import check_known
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,36 @@ def _positive(text: str) -> int:
     return number
 
 
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def _tables_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "papers",
+        nargs="*",
+        metavar="PAPER",
+        help=f"only these: {', '.join(tables.PAPERS)}; default: all",
+    )
+
+
+def _tables(arguments: argparse.Namespace) -> int:
+    for paper in arguments.papers:
+        try:
+            check_known("paper", paper, tables.PAPERS)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    unexplained = []
+    for paper in arguments.papers or tables.PAPERS:
+        for table in tables.PAPERS[paper]():
+            print(table.text(), end="\n\n", flush=True)
+            unexplained += table.unexplained
+    for line in unexplained:
+        print(f"unexplained: {line}", file=sys.stderr)
+    if not unexplained:
+        print("= agrees with the printed figure; [n] differs, for the reason below its table")
+    return 1 if unexplained else 0
+
+
 # ---- doctor --------------------------------------------------------------------------------------
 
 
@@ -176,6 +207,12 @@ COMMANDS = (
         "Time the kernels against every other way to compute the same layers.",
         _bench_arguments,
         _bench,
+    ),
+    Command(
+        "tables",
+        "Count every network of the papers, beside the figures they print.",
+        _tables_arguments,
+        _tables,
     ),
     Command(
         "doctor",

@@ -31,11 +31,11 @@ FLOORS = (
         "learned",
     ),
     *("chain", "separable", "two_level"),
-    *("nn", "models"),
+    *("nn", "models", "counting"),
     *("deploy", "train", "parallel"),
     *("report", "doctor"),
     ROOF,
-    *("bench", "cli"),
+    *("bench", "tables", "cli"),
 )
 
 

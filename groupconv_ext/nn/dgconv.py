@@ -39,6 +39,7 @@ class DGConv2d(DenselyTrained):
 
     dimensions = 2
     gates: nn.Parameter
+    _start_from: Sequence[int] | None
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class DGConv2d(DenselyTrained):
             backend,
         )
         self.radices = kronecker_radices(in_channels, out_channels)
+        self._start_from = gates
         self.gates = nn.Parameter(torch.empty(len(self.radices), device=device, dtype=dtype))
         self.gate_history: list[tuple[int, tuple[int, ...]]] = []
         self.reset_parameters(gates)
@@ -94,9 +96,10 @@ class DGConv2d(DenselyTrained):
     def reset_parameters(self, gates: Sequence[int] | None = None) -> None:
         """Gates ±1e-8, at random or as given; weight as in ``nn.Conv2d`` with as many groups."""
         if gates is None:
-            open_gates = torch.randint(0, 2, (len(self.radices),))
+            open_gates = torch.randint(0, 2, (len(self.radices),), device="cpu")
         else:
-            open_gates = torch.tensor(checked_gates(gates, self.radices), dtype=torch.int64)
+            chosen = checked_gates(gates, self.radices)
+            open_gates = torch.tensor(chosen, dtype=torch.int64, device="cpu")
         with torch.no_grad():
             self.gates.copy_(open_gates.to(torch.float64) * 2e-8 - 1e-8)
         groups = math.prod(
@@ -109,6 +112,8 @@ class DGConv2d(DenselyTrained):
         return [self.gates]
 
     def _chosen(self) -> Partition:
+        if self.gates.is_meta and self._start_from is not None:  # there are no values to look at
+            return Partition.kronecker(self._start_from, self.in_channels, self.out_channels)
         return dgconv_partition(self.gates, self.in_channels, self.out_channels, self._name())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ __all__ = ["FLGConv1d", "FLGConv2d"]
 class _FLGConv(DenselyTrained):
     input_logits: nn.Parameter
     output_logits: nn.Parameter
+    _start_from: Partition | None
 
     def __init__(
         self,
@@ -93,6 +94,7 @@ class _FLGConv(DenselyTrained):
                     f"groups = {groups} contradicts {partition}; pass only the partition"
                 )
             groups = partition.groups
+        self._start_from = partition
         self.groups = count("groups", groups)
         self.gradient = gradient
         self.weight_gradient = weight_gradient
@@ -124,6 +126,8 @@ class _FLGConv(DenselyTrained):
         return [self.input_logits, self.output_logits]
 
     def _chosen(self) -> Partition:
+        if self.input_logits.is_meta and self._start_from is not None:
+            return self._start_from  # which the logits would choose if they had values
         return flgc_partition(self.input_logits, self.output_logits, self._name())
 
     def _convolve(

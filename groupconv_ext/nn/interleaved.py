@@ -435,7 +435,8 @@ def _branch_sizes(
     return sizes
 
 
-def _branches(in_channels: int, out_channels: int, sizes: Sequence[int]) -> list[Partition]:
+@cache  # a network has the same widths in many places
+def _branches(in_channels: int, out_channels: int, sizes: tuple[int, ...]) -> tuple[Partition, ...]:
     """Partitions whose branches meet channels that no branch before has brought together.
 
     A branch of stage l has channels t apart, t = K_1 · … · K_{l-1}: read as a number with digits of
@@ -463,7 +464,7 @@ def _branches(in_channels: int, out_channels: int, sizes: Sequence[int]) -> list
             )
         )
         stride *= size
-    return partitions
+    return tuple(partitions)
 
 
 def _most_connecting(before: Sequence[Partition], channels: int, size: int) -> int:
@@ -473,7 +474,7 @@ def _most_connecting(before: Sequence[Partition], channels: int, size: int) -> i
         reached = (partition.mask(torch.float32, "cpu") @ reached).clamp(max=1)
 
     def connected(stride: int) -> float:
-        branches = torch.tensor(_spread(channels, stride, size))
+        branches = torch.tensor(_spread(channels, stride, size), device="cpu")
         return float(reached[branches].sum(1).clamp(max=1).sum())
 
     return max(

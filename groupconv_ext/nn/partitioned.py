@@ -179,6 +179,13 @@ class _PartitionedConv(ConvArguments, nn.Module):
         area = math.prod(self.kernel_size)
         start = 0
         with torch.no_grad():
+            if self.partition.is_even:  # all groups alike, and often there are thousands
+                _, ins = self.partition.sizes[0]
+                bound = 1 / math.sqrt(ins * area) if ins else 0.0
+                self.weight.uniform_(-bound, bound)
+                if self.bias is not None:
+                    self.bias.uniform_(-bound, bound)
+                return
             for outputs, (outs, ins) in zip(
                 self.partition.outputs, self.partition.sizes, strict=True
             ):

@@ -1,0 +1,35 @@
+"""The papers' networks, one file a family, and a registry of all of them by name."""
+
+from . import (
+    condensenet,
+    convolutions,
+    igcnet,
+    igcv2,
+    igcv3,
+    mobilenet,
+    resnet,
+    shufflenet,
+    wide_resnet,
+)
+from .condensenet import condense
+from .registry import Entry, create, entry
+from .registry import list_models as list  # noqa: A004 (gc.models.list is its name)
+from .resnet import learned_groups
+
+__all__ = [
+    "Entry",
+    "condense",
+    "condensenet",
+    "convolutions",
+    "create",
+    "entry",
+    "igcnet",
+    "igcv2",
+    "igcv3",
+    "learned_groups",
+    "list",
+    "mobilenet",
+    "resnet",
+    "shufflenet",
+    "wide_resnet",
+]

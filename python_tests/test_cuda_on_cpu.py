@@ -117,6 +117,9 @@ CASES = {
     "more padding than image": Problem(
         Partition.interleaved(4, 4, 2), 2, (1, 2), (2, 2), Window(1, 1, 3, 3, 3, 3, 1, 1)
     ),
+    "neighbours in memory": Problem(Partition.contiguous(128, 136, 2), 2, (8, 24)),
+    "more weights than fit": Problem(Partition.random(160, 70, 1, seed=6), 1, (6, 7), (3, 3), SAME),
+    "small groups": Problem(Partition.random(96, 96, 16, seed=7), 2, (8, 9), (3, 3), SAME),
     "more groups than threads": Problem(Partition.random(1100, 1100, 1100, seed=3), 1, (1, 1)),
 }
 
@@ -157,6 +160,15 @@ def test_convolution_and_gradients(
     assert_close(found, by_weight, dtype)
     again = ops.conv2d_weight_grad(grad, x, table, entries, *kernel, *window)
     assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_a_strip_of_several_tiles(library: ctypes.CDLL, channels_last: bool) -> None:
+    p = Partition.random(8, 8, 2, seed=8)
+    ops = getattr(torch.ops, builder.NAMESPACE)
+    x, weight, _ = Problem(p, 1, (500, 410)).tensors(torch.float16, channels_last)
+    y = ops.conv2d(x, weight, None, None, p.cpu_table, 8, 1, 1, 0, 0, 0, 0, 1, 1, 0)
+    assert_close(y, reference.conv2d(x.double(), weight.double(), None, p), torch.float16)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])

@@ -43,13 +43,14 @@ struct ProductProblem {
 };
 
 // How a problem is cut, from sizes alone, so that it is the same at every call.
-enum class ProductKernel { pixels, narrow, wide };
+enum class ProductKernel { pixels, narrow, wide, mma_slim, mma_wide };
 struct ProductChoice {
   ProductKernel kernel;
   PlanProblem partition;  // with the tiles of that kernel
   int64_t plan_words;
 };
-ProductChoice choose_product(const PlanProblem& partition);
+// `longest_side`: of both images, their batch and the window.
+ProductChoice choose_product(Element element, const PlanProblem& partition, int64_t longest_side);
 cudaError_t run_product(Element element, const ProductChoice& choice, const ProductProblem& problem,
                         cudaStream_t stream);
 

@@ -75,6 +75,15 @@ __device__ bool all_in_range(const int32_t* list, int64_t count, int64_t channel
   return sound;
 }
 
+// Marks the items that begin a run of eight neighbouring channels.
+__device__ void mark_runs(int32_t* runs, const int32_t* list, int64_t items) {
+  for (int64_t i = threadIdx.x; i < items; i += plan_threads) {
+    bool is_run = i + 8 <= items;
+    for (int next = 1; is_run && next < 8; ++next) is_run = list[i + next] == list[i] + next;
+    runs[i] = is_run;
+  }
+}
+
 // counts[channel] = how often the list has it. The caller has checked the range.
 __device__ void count_channels(int32_t* counts, int64_t channels, const int32_t* list, int64_t items) {
   for (int64_t c = threadIdx.x; c < channels; c += plan_threads) counts[c] = 0;
@@ -221,6 +230,8 @@ __global__ void __launch_bounds__(plan_threads) make_plan(PlanProblem problem, P
     plan.source_groups[i] = list_of(plan.source_offsets, groups, i);
   }
   __syncthreads();
+  mark_runs(plan.row_runs, plan.row_list, row_items);
+  mark_runs(plan.source_runs, plan.source_list, source_items);
   if (!transposed) {
     take_rows_as_listed(plan, groups, out_channels);
   } else if (!take_rows_by_reader(plan, groups, reads, in_channels, sums)) {

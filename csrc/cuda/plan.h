@@ -44,6 +44,8 @@ struct Plan {
   int32_t* source_list;     // and on the side that is read
   int32_t* row_groups;      // the group of every item of row_list
   int32_t* source_groups;   // and of source_list
+  int32_t* source_runs;     // 1 where eight items begin that are neighbouring channels, ascending
+  int32_t* row_runs;        // the same of row_list
   int32_t* rows;            // the channel of every row
   int32_t* reader_first;    // [rows] into readers
   int32_t* reader_last;     // [rows]
@@ -80,6 +82,8 @@ struct Plan {
     source_list = take_short(source_items);
     row_groups = take_short(row_items);
     source_groups = take_short(source_items);
+    source_runs = take_short(source_items);
+    row_runs = take_short(row_items);
     rows = take_short(most_rows);
     reader_first = take_short(most_rows);
     reader_last = take_short(most_rows);

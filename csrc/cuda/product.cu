@@ -8,21 +8,25 @@ namespace groupconv::cuda {
 
 cudaError_t use_device(int device) { return cudaSetDevice(device); }
 
-ProductChoice choose_product(const PlanProblem& partition) {
+ProductChoice choose_product(Element element, const PlanProblem& partition, int64_t longest_side) {
   PlanProblem cut = partition;
   const int64_t rows = std::max<int64_t>(partition.row_channels(), 1);
   // The average number of sources of a row. A guess at how wide the groups are, good enough to choose a
   // kernel by: the groups are on the device, and every kernel gives the same result.
   const int64_t depth = partition.entries / rows;
-  ProductKernel kernel = ProductKernel::wide;
-  if (depth <= 4) {
+  const bool is_short = element == Element::f16 || element == Element::bf16;
+  ProductKernel kernel;
+  if (is_short && depth >= 4 && longest_side < -nowhere) {
+    kernel = depth <= 16 ? ProductKernel::mma_slim : ProductKernel::mma_wide;
+    cut.tile_rows = depth <= 16 ? SlimMmaTile::rows : WideMmaTile::rows;
+    cut.packs_groups = true;
+  } else if (depth <= 4) {
     kernel = ProductKernel::pixels;
-  } else if (depth <= 8) {
-    kernel = ProductKernel::narrow;
+    cut.tile_rows = NarrowTile::rows;
+  } else {
+    kernel = depth <= 8 ? ProductKernel::narrow : ProductKernel::wide;
+    cut.tile_rows = depth <= 8 ? NarrowTile::rows : WideTile::rows;
   }
-  cut.tile_rows = kernel == ProductKernel::wide ? WideTile::rows : NarrowTile::rows;
-  cut.tile_columns = 0;
-  cut.packs_groups = false;
   return {kernel, cut, Plan(nullptr, cut).words()};
 }
 

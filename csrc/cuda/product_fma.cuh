@@ -35,7 +35,7 @@ using WideTile = FmaTile<32, 64, 16, 4, 2>;
 using NarrowTile = FmaTile<4, 256, 8, 4, 1>;  // for groups of up to about eight rows
 
 // The first source pixel of a place; `inside` is false behind the last pixel.
-struct Origin {
+struct Corner {
   int64_t offset, row, col;
   bool inside;
 };
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments
   using S = Sum<T>;
   __shared__ S pixels[Tile::depth][Tile::pixels];
   __shared__ S weights[Tile::depth][Tile::rows];
-  __shared__ Origin origins[Tile::pixels];
+  __shared__ Corner corners[Tile::pixels];
   __shared__ Row rows[Tile::rows];
   __shared__ int range[2];
 
@@ -63,13 +63,13 @@ __global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments
     const ProductTile tile(a, plan, item, Tile::rows, Tile::pixels);
     for (int p = thread; p < Tile::pixels; p += product_threads) {
       Place place;
-      Origin origin{0, 0, 0, find_place(a, tile.phase, tile.first_pixel + p, place)};
-      if (origin.inside) {
-        origin.row = place.source_row;
-        origin.col = place.source_col;
-        origin.offset = offset_of(a.source, place.image, 0, origin.row, origin.col);
+      Corner corner{0, 0, 0, find_place(a, tile.phase, tile.first_pixel + p, place)};
+      if (corner.inside) {
+        corner.row = place.source_row;
+        corner.col = place.source_col;
+        corner.offset = offset_of(a.source, place.image, 0, corner.row, corner.col);
       }
-      origins[p] = origin;
+      corners[p] = corner;
     }
     for (int r = thread; r < tile.rows; r += product_threads) {
       rows[r] = row_of(plan, a.transposed, tile.first_row + r);
@@ -96,13 +96,13 @@ __global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments
           const int d = across ? i % Tile::depth : i / Tile::pixels;
           const int p = across ? i / Tile::depth : i % Tile::pixels;
           if (d >= depth) continue;
-          const Origin& origin = origins[p];
+          const Corner& corner = corners[p];
           S x = 0;
-          if (origin.inside && a.vertical.has_source(origin.row + shift_h) &&
-              a.horizontal.has_source(origin.col + shift_w)) {
+          if (corner.inside && a.vertical.has_source(corner.row + shift_h) &&
+              a.horizontal.has_source(corner.col + shift_w)) {
             const int32_t channel = plan.source_list[first + d];
             x = prepare(a.before, channel,
-                        static_cast<S>(a.source.data[origin.offset + shift + channel * a.source.stride_c]));
+                        static_cast<S>(a.source.data[corner.offset + shift + channel * a.source.stride_c]));
           }
           pixels[d][p] = x;
         }

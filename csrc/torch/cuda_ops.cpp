@@ -36,11 +36,17 @@ namespace {
 
 void run_product(const Tensor& like, const cuda::PlanProblem& partition, cuda::ProductProblem& problem,
                  cudaStream_t stream) {
-  const cuda::ProductChoice choice = cuda::choose_product(partition);
+  const auto longest = [](const auto& image) { return std::max({image.batch, image.height, image.width}); };
+  const cuda::Element element = element_of(like);
+  const Window& w = problem.window;
+  const cuda::ProductChoice choice =
+      cuda::choose_product(element, partition,
+                           std::max({longest(problem.source), longest(problem.dest), w.pad_top + w.reach_h(),
+                                     w.pad_left + w.reach_w(), w.stride_h, w.stride_w}));
   const Tensor plan = scratch(like, choice.plan_words, ScalarType::Long);
   problem.partition = choice.partition;
   problem.plan = static_cast<int64_t*>(plan.data_ptr());
-  check_launch(cuda::run_product(element_of(like), choice, problem, stream));
+  check_launch(cuda::run_product(element, choice, problem, stream));
 }
 
 }  // namespace

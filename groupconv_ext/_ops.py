@@ -208,8 +208,8 @@ def _fake_prologue_weight_grad(
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """What the kernels for the CPU compute in."""
-    return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+    """What the kernels compute in."""
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
 def _fake_pack(

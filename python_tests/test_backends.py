@@ -101,7 +101,6 @@ def test_an_unknown_name() -> None:
         ),
         (Call("mps", torch.float32, False), "has no kernels for mps devices"),
         (Call("cuda", torch.float8_e4m3fn, False), "float8_e4m3fn kernels|was built without CUDA"),
-        (Call("cuda", torch.float32, True), "for the forward pass only|was built without CUDA"),
         (Call("cpu", torch.float32, False, forward_mode=True), "no derivatives in forward mode"),
     ],
 )

@@ -1,114 +1,90 @@
-"""The CUDA kernels, run on the CPU: their arithmetic and their bounds need no GPU to be checked.
+"""The CUDA kernels, their launchers and their ops, run on the CPU: no GPU is needed to check them.
 
-`cuda_on_cpu/cuda_runtime.h` turns the kernel headers into plain C++, which is compiled here with
-the address and undefined-behaviour sanitizers.
+`cuda_on_cpu/` turns them into plain C++ with a fiber for every thread; all that stays unchecked is
+what only a GPU has: its scheduler, its instructions and its speed.
 """
 
-import os
-import shutil
-import struct
-import subprocess
+import ctypes
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cuda_on_cpu import build as builder
+from helpers import needs_native
 
-from groupconv_ext import Partition, reference
+import groupconv_ext as gc
+from groupconv_ext import Partition, _ops, reference
+from groupconv_ext.window import Window
 
-HERE = Path(__file__).parent
-CSRC = HERE.parent / "csrc"
-COMPILER = os.environ.get("CXX") or shutil.which("g++")
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(
+        builder.COMPILER is None or not builder.CSRC.is_dir(),
+        reason="needs g++ and the native sources",
+    ),
+]
 
-pytestmark = pytest.mark.skipif(
-    COMPILER is None or not CSRC.is_dir(), reason="needs g++ and the native sources"
-)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.bfloat16: 1e-2,
+    torch.float16: 1.5e-3,
+}
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    path = builder.build(tmp_path_factory.getbasetemp().parent)
+    torch.ops.load_library(path)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
+def ops(library: ctypes.CDLL, request: pytest.FixtureRequest) -> Any:
+    """The ops, with the threads of a block taking their turns in either order."""
+    library.take_turns_backwards(ctypes.c_bool(request.param))
+    return getattr(torch.ops, builder.NAMESPACE)
+
+
+@pytest.fixture
+def in_their_place(ops: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything above the ops uses those of the CUDA kernels."""
+    for name in _ops.__all__:
+        if hasattr(ops, name):
+            monkeypatch.setattr(_ops, name, getattr(ops, name).default)
+    return
 
 
 @dataclass
 class Problem:
     partition: Partition
-    batch: int = 1
+    batch: int = 2
     size: tuple[int, int] = (5, 6)
     kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    channels_last: bool = False
-    epilogue: bool = False
-    activation: str = "none"
-    narrow: bool = False
-    backwards: bool = False
-    table: np.ndarray | None = None
-    input: torch.Tensor = field(init=False)
+    window: Window = field(default_factory=lambda: Window(1, 1, 0, 0, 0, 0, 1, 1))
 
-    def __post_init__(self) -> None:
-        make = torch.Generator().manual_seed(0)
+    def tensors(self, dtype: torch.dtype, channels_last: bool) -> tuple[torch.Tensor, ...]:
         p = self.partition
-        self.out_size = reference.output_size(
-            self.size, self.kernel, self.stride, self.padding, self.dilation
-        )
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        x = torch.randn(self.batch, p.in_channels, *self.size).to(dtype)
+        weight = torch.randn(p.entries, *self.kernel).to(dtype)
+        return x.contiguous(memory_format=layout), weight, torch.randn(p.out_channels).to(dtype)
 
-        def tensor(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, dtype=torch.float64, generator=make)
-
-        self.input = tensor(self.batch, p.in_channels, *self.size)
-        self.weight = tensor(p.entries, *self.kernel)
-        self.bias = tensor(p.out_channels) if self.epilogue else None
-        shape = (self.batch, p.out_channels, *self.out_size)
-        self.residual = tensor(*shape) if self.epilogue else None
-        if self.table is None:
-            self.table = p.cpu_table.numpy()
-
-    def expected(self) -> torch.Tensor:
-        return reference.conv2d(
-            self.input,
-            self.weight,
-            self.bias,
-            self.partition,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.activation,
-            self.residual,
-        )
-
-    def run(self, program: Path, folder: Path) -> torch.Tensor:
-        p = self.partition
-        numbers = [
-            *(self.batch, p.in_channels, *self.size, p.out_channels, *self.out_size),
-            *(*self.kernel, *self.stride, *self.padding, *self.dilation),
-            *(self.channels_last, self.bias is not None, self.residual is not None),
-            *(list(reference.activations).index(self.activation), p.entries, len(self.table)),
-            *(self.narrow, self.backwards),
-        ]
-        order = (0, 2, 3, 1) if self.channels_last else (0, 1, 2, 3)
-        back = (0, 3, 1, 2) if self.channels_last else (0, 1, 2, 3)
-        arrays = [self.input.permute(order).numpy(), self.weight.numpy()]
-        arrays += [x.numpy() for x in (self.bias, self.residual) if x is not None]
-        given, found = folder / "problem", folder / "result"
-        given.write_bytes(
-            struct.pack(f"={len(numbers)}q", *map(int, numbers))
-            + self.table.astype(np.int32).tobytes()
-            + b"".join(array.tobytes() for array in arrays)
-        )
-        run = subprocess.run([program, given, found], capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        shape = [(self.batch, p.out_channels, *self.out_size)[i] for i in order]
-        return torch.from_numpy(np.fromfile(found).reshape(shape)).permute(back)
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("cuda_on_cpu") / "conv2d_forward"
-    command = [COMPILER, "-std=c++20", "-O1", "-g", "-Wno-unknown-pragmas"]
-    command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command += ["-I", HERE / "cuda_on_cpu", "-I", CSRC]
-    command += [HERE / "cuda_on_cpu" / "conv2d_forward.cpp", "-o", path]
-    build = subprocess.run(command, capture_output=True, text=True)
-    assert build.returncode == 0, build.stderr
-    return path
+    def reference(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: str = "none",
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        w = self.window
+        geometry = (w[0], w[1]), (w[2], w[3], w[4], w[5]), (w[6], w[7])
+        return reference.conv2d(x, weight, bias, self.partition, *geometry, activation, residual)
 
 
 def overlapping() -> Partition:
@@ -117,39 +93,212 @@ def overlapping() -> Partition:
     return Partition.from_lists(inputs, outputs, in_channels=8, out_channels=7)
 
 
+def wide_overlap() -> Partition:
+    inputs = [list(range(39)), list(range(20, 61)), list(range(10, 30))]
+    outputs = [list(range(33)), list(range(33, 70)), list(range(70, 81))]
+    return Partition.from_lists(inputs, outputs, in_channels=64, out_channels=81)
+
+
+ODD = Window(2, 3, 0, 2, 3, 1, 2, 1)
+SAME = Window(1, 1, 1, 1, 1, 1, 1, 1)
 CASES = {
-    "pointwise": Problem(Partition.contiguous(16, 8, 2), batch=2),
+    "pointwise": Problem(Partition.contiguous(16, 8, 2)),
     "wider than a tile": Problem(Partition.random(40, 140, 2, seed=1), size=(9, 9)),
     "deeper than a step": Problem(Partition.random(140, 6, 2, seed=2, uneven=True)),
-    "depthwise": Problem(
-        Partition.contiguous(12, 12, 12), kernel=(3, 3), padding=(1, 1, 1, 1), size=(20, 17)
+    "depthwise": Problem(Partition.contiguous(12, 12, 12), 1, (20, 17), (3, 3), SAME),
+    "overlap, no inputs": Problem(overlapping(), 2, (5, 6), (3, 2), ODD),
+    "wide overlap": Problem(wide_overlap(), 1, (4, 5), (2, 2), ODD),
+    "strided": Problem(
+        Partition.random(48, 36, 3, seed=4), 2, (9, 8), (3, 3), Window(2, 2, 1, 1, 1, 1, 1, 1)
     ),
-    "overlap, no inputs": Problem(
-        overlapping(), kernel=(3, 2), stride=(2, 3), padding=(0, 2, 3, 1), dilation=(2, 1)
+    "stride beyond the image": Problem(
+        Partition.interleaved(6, 4, 2), 2, (3, 2), (2, 1), Window(7, 9, 2, 1, 0, 1, 1, 1)
     ),
     "more padding than image": Problem(
-        Partition.interleaved(4, 4, 2), size=(1, 2), kernel=(2, 2), padding=(3, 3, 3, 3)
+        Partition.interleaved(4, 4, 2), 2, (1, 2), (2, 2), Window(1, 1, 3, 3, 3, 3, 1, 1)
     ),
-    "more groups than threads": Problem(Partition.random(1200, 1200, 1200, seed=3), size=(1, 1)),
+    "neighbours in memory": Problem(Partition.contiguous(128, 136, 2), 2, (8, 24)),
+    "more weights than fit": Problem(Partition.random(160, 70, 1, seed=6), 1, (6, 7), (3, 3), SAME),
+    "small groups": Problem(Partition.random(96, 96, 16, seed=7), 2, (8, 9), (3, 3), SAME),
+    "more groups than threads": Problem(Partition.random(1100, 1100, 1100, seed=3), 1, (1, 1)),
 }
 
 
-@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
+def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    error = (found.double() - expected).norm()
+    assert error <= TOLERANCE[dtype] * (expected.norm() + 1e-30), error / expected.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("name", CASES)
-def test_matches_the_reference(
-    program: Path, tmp_path: Path, name: str, channels_last: bool, narrow: bool
+def test_convolution_and_gradients(
+    library: ctypes.CDLL, name: str, channels_last: bool, dtype: torch.dtype
 ) -> None:
     problem = CASES[name]
-    problem.channels_last, problem.narrow, problem.backwards = channels_last, narrow, not narrow
-    torch.testing.assert_close(problem.run(program, tmp_path), problem.expected())
+    ops = getattr(torch.ops, builder.NAMESPACE)
+    library.take_turns_backwards(ctypes.c_bool(channels_last != (dtype == torch.float32)))
+    p, window, kernel = problem.partition, problem.window, problem.kernel
+    x, weight, _ = problem.tensors(dtype, channels_last)
+    wide = [t.double().requires_grad_() for t in (x, weight)]
+    expected = problem.reference(*wide)
+    table, entries = p.cpu_table, p.entries
+
+    y = ops.conv2d(x, weight, None, None, table, p.out_channels, *window, 0)
+    assert_close(y, expected.detach(), dtype)
+    assert _ops.is_channels_last(y) == _ops.is_channels_last(x)
+
+    grad = torch.randn_like(y)
+    by_x, by_weight = torch.autograd.grad(expected, wide, grad.double())
+    found = ops.conv2d_input_grad(
+        grad, weight, table, p.in_channels, *problem.size, *window, channels_last
+    )
+    assert_close(found, by_x, dtype)
+    found = ops.conv2d_weight_grad(grad, x, table, entries, *kernel, *window)
+    assert_close(found, by_weight, dtype)
+    again = ops.conv2d_weight_grad(grad, x, table, entries, *kernel, *window)
+    assert torch.equal(found, again)
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_a_strip_of_several_tiles(library: ctypes.CDLL, channels_last: bool) -> None:
+    p = Partition.random(8, 8, 2, seed=8)
+    ops = getattr(torch.ops, builder.NAMESPACE)
+    x, weight, _ = Problem(p, 1, (500, 410)).tensors(torch.float16, channels_last)
+    y = ops.conv2d(x, weight, None, None, p.cpu_table, 8, 1, 1, 0, 0, 0, 0, 1, 1, 0)
+    assert_close(y, reference.conv2d(x.double(), weight.double(), None, p), torch.float16)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("activation", list(reference.activations))
-def test_epilogue(program: Path, tmp_path: Path, activation: str) -> None:
-    problem = Problem(overlapping(), batch=2, epilogue=True, activation=activation)
-    problem.input[0, :, 0, 0] = float("nan")
-    torch.testing.assert_close(problem.run(program, tmp_path), problem.expected(), equal_nan=True)
+def test_epilogue(ops: Any, activation: str, channels_last: bool) -> None:
+    problem = CASES["overlap, no inputs"]
+    p = problem.partition
+    x, weight, bias = problem.tensors(torch.float64, channels_last)
+    x[0, :, 0, 0] = torch.nan
+    residual = torch.randn_like(problem.reference(x, weight)).transpose(2, 3).contiguous()
+    residual = residual.transpose(2, 3)
+    expected = problem.reference(x, weight, bias, activation, residual)
+    code = list(reference.activations).index(activation)
+    y = ops.conv2d(x, weight, bias, residual, p.cpu_table, p.out_channels, *problem.window, code)
+    torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
+def test_backward(ops: Any, activation: str, channels_last: bool) -> None:
+    problem = Problem(Partition.random(21, 45, 3, seed=5), 3, (37, 9), (3, 3), SAME)
+    p = problem.partition
+    x, weight, bias = problem.tensors(torch.float64, channels_last)
+    operands = [t.requires_grad_() for t in (x, weight, bias)]
+    y = problem.reference(*operands, activation, None)
+    grad = torch.randn_like(y)
+    expected = torch.autograd.grad(y, operands, grad)
+    code = list(reference.activations).index(activation)
+    output = None if activation == "none" else y.detach()
+    call = (grad, output, x.detach(), weight.detach(), p.cpu_table, *problem.window, code)
+    found = ops.conv2d_backward(*call, True, True, True)
+    torch.testing.assert_close(found, expected)
+    assert [g.numel() for g in ops.conv2d_backward(*call, False, False, False)] == [0, 0, 0]
+
+
+@needs_native
+@pytest.mark.usefixtures("in_their_place")
+@pytest.mark.parametrize("name", ["overlap, no inputs", "strided"])
+def test_derivatives_of_derivatives(name: str) -> None:
+    problem = CASES[name]
+    x, weight, bias = problem.tensors(torch.float64, False)
+    w = problem.window
+
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(x, (w[4], w[5], w[2], w[3]))
+        settings: dict[str, Any] = {"stride": (w[0], w[1]), "dilation": (w[6], w[7])}
+        settings |= {"partition": problem.partition, "backend": "native"}
+        return gc.conv2d(padded, weight, bias, **settings)
+
+    operands = [t[:1].clone() if t is x else t for t in (x, weight, bias)]
+    operands = [t.requires_grad_() for t in operands]
+    assert torch.autograd.gradcheck(run, operands, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, operands, fast_mode=True)
+
+
+@needs_native
+@pytest.mark.usefixtures("in_their_place")
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("relu", [False, True], ids=["affine", "relu"])
+def test_prologue(relu: bool, channels_last: bool) -> None:
+    problem = CASES["wide overlap"]
+    p, w = problem.partition, problem.window
+    x, weight, bias = problem.tensors(torch.float64, channels_last)
+    scale, shift = torch.randn(2, p.in_channels, dtype=torch.float64)
+    operands = [t.requires_grad_() for t in (x, weight, bias, scale, shift)]
+
+    def run(backend: str) -> list[torch.Tensor]:
+        before = gc.Prologue(scale, shift, "relu" if relu else None)
+        settings: dict[str, Any] = {"stride": (w[0], w[1]), "padding": 1, "partition": p}
+        y = gc.conv2d(x, weight, bias, prologue=before, backend=backend, **settings)
+        return [y, *torch.autograd.grad(y, operands, torch.cos(y.detach()))]
+
+    torch.testing.assert_close(run("native"), run("reference"))
+
+
+@pytest.mark.parametrize("where", ["weight", "input", "gradient"])
+def test_what_is_infinite_stays_where_it_is(ops: Any, where: str) -> None:
+    """A tile's zeros, for padding or for another group, times infinity are nobody's product."""
+    p = wide_overlap()
+    problem = Problem(p, 1, (4, 5), (3, 3), SAME)
+    x, weight, _ = problem.tensors(torch.float64, False)
+    grad = torch.randn_like(problem.reference(x, weight))
+    {"weight": weight, "input": x, "gradient": grad}[where].view(-1)[5] = torch.inf
+    sizes = (p.cpu_table, p.in_channels, *problem.size, *problem.window, False)
+    by_x = ops.conv2d_input_grad(grad, weight, *sizes)
+    by_weight = ops.conv2d_weight_grad(grad, x, p.cpu_table, p.entries, 3, 3, *problem.window)
+    torch.testing.assert_close(by_x, _ops.conv2d_input_grad(grad, weight, *sizes), equal_nan=True)
+    torch.testing.assert_close(
+        by_weight,
+        _ops.conv2d_weight_grad(grad, x, p.cpu_table, p.entries, 3, 3, *problem.window),
+        equal_nan=True,
+    )
+
+
+def random_partition(rng: np.random.Generator) -> Partition:
+    """Uneven, with empty groups, overlaps, repetitions of whole lists and channels left out."""
+    ins, outs, groups = (int(rng.integers(1, most)) for most in (40, 40, 9))
+    labels = rng.integers(0, groups, outs)
+    outputs = [rng.permutation(np.flatnonzero(labels == g)).tolist() for g in range(groups)]
+    kind = rng.integers(3)
+    if kind == 0:
+        labels = rng.integers(0, groups + 1, ins)  # the last label: nobody's
+        inputs = [rng.permutation(np.flatnonzero(labels == g)).tolist() for g in range(groups)]
+    else:
+        share = rng.random() ** kind
+        inputs = [np.flatnonzero(rng.random(ins) < share).tolist() for _ in range(groups)]
+    return Partition.from_lists(inputs, outputs, in_channels=ins, out_channels=outs)
+
+
+def test_random_partitions(library: ctypes.CDLL) -> None:
+    """What the plan says, through every kernel that reads it, on images of one pixel."""
+    ops = getattr(torch.ops, builder.NAMESPACE)
+    rng = np.random.default_rng(int(torch.randint(2**31, ()).item()))
+    for round_ in range(120):
+        library.take_turns_backwards(ctypes.c_bool(round_ % 2 == 1))
+        p = random_partition(rng)
+        dtype = (torch.float64, torch.float16)[round_ // 2 % 2]
+        x, weight, _ = Problem(p, 1, (1, 1)).tensors(dtype, False)
+        dense = p.unpack(weight.double())[:, :, 0, 0]
+        window = (1, 1, 0, 0, 0, 0, 1, 1)
+        y = ops.conv2d(x, weight, None, None, p.cpu_table, p.out_channels, *window, 0)
+        assert_close(y.flatten(), dense @ x.double().flatten(), dtype)
+        by_x = ops.conv2d_input_grad(y, weight, p.cpu_table, p.in_channels, 1, 1, *window, False)
+        assert_close(by_x.flatten(), y.double().flatten() @ dense, dtype)
+        by_weight = ops.conv2d_weight_grad(y, x, p.cpu_table, p.entries, 1, 1, *window)
+        outer = torch.outer(y.double().flatten(), x.double().flatten())[:, :, None, None]
+        assert_close(by_weight, p.pack(outer), dtype)
+
+
+# ---- bad input ----------------------------------------------------------------------------------
 
 
 def hostile_tables() -> dict[str, np.ndarray]:
@@ -185,9 +334,83 @@ def hostile_tables() -> dict[str, np.ndarray]:
     return tables
 
 
+Call = Callable[[Any, Problem, torch.Tensor], torch.Tensor]
+
+
+def forward_with(ops: Any, problem: Problem, table: torch.Tensor) -> torch.Tensor:
+    x, weight, _ = problem.tensors(torch.float64, False)
+    y: torch.Tensor = ops.conv2d(x, weight, None, None, table, 7, *problem.window, 0)
+    return y
+
+
+def input_grad_with(ops: Any, problem: Problem, table: torch.Tensor) -> torch.Tensor:
+    x, weight, _ = problem.tensors(torch.float64, False)
+    grad = torch.ones_like(problem.reference(x, weight))
+    y: torch.Tensor = ops.conv2d_input_grad(
+        grad, weight, table, 8, *problem.size, *problem.window, False
+    )
+    return y
+
+
+def weight_grad_with(ops: Any, problem: Problem, table: torch.Tensor) -> torch.Tensor:
+    x, weight, _ = problem.tensors(torch.float64, False)
+    grad = torch.ones_like(problem.reference(x, weight))
+    entries = weight.shape[0]
+    y: torch.Tensor = ops.conv2d_weight_grad(
+        grad, x, table, entries, *problem.kernel, *problem.window
+    )
+    return y
+
+
+@pytest.mark.parametrize("call", [forward_with, input_grad_with, weight_grad_with])
 @pytest.mark.parametrize("name", hostile_tables())
-def test_hostile_table_gives_nan_and_touches_nothing(
-    program: Path, tmp_path: Path, name: str
-) -> None:
-    problem = Problem(overlapping(), kernel=(3, 3), table=hostile_tables()[name])
-    assert problem.run(program, tmp_path).isnan().all()
+def test_hostile_table_gives_nan_and_touches_nothing(ops: Any, name: str, call: Call) -> None:
+    problem = Problem(overlapping(), 1, (5, 6), (3, 3))
+    table = torch.from_numpy(hostile_tables()[name])
+    assert call(ops, problem, table).isnan().all()
+
+
+def test_a_group_that_reads_a_channel_twice_has_no_input_gradient(ops: Any) -> None:
+    table = overlapping().cpu_table.clone()
+    table[12] = 3  # group 0 reads 3, 3, 5
+    assert table[12:15].tolist() == [3, 3, 5]
+    assert input_grad_with(ops, Problem(overlapping()), table).isnan().all()
+
+
+def test_nothing_to_do(ops: Any) -> None:
+    p = overlapping()
+    x, weight = torch.zeros(0, 8, 3, 3), torch.randn(p.entries, 3, 3)
+    y = ops.conv2d(x, weight, None, None, p.cpu_table, 7, *SAME, 0)
+    assert y.shape == (0, 7, 3, 3)
+    found = ops.conv2d_backward(y, None, x, weight, p.cpu_table, *SAME, 0, True, True, True)
+    assert [tuple(g.shape) for g in found] == [(0, 8, 3, 3), tuple(weight.shape), (7,)]
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in found)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "table of int64": ({"table": torch.zeros(30, dtype=torch.int64)}, "int32"),
+    "short table": ({"table": torch.zeros(9, dtype=torch.int32)}, "at least 15 entries"),
+    "dtype": ({"x": torch.zeros(1, 8, 5, 6, dtype=torch.int32)}, "dtype"),
+    "weight dtype": ({"weight": torch.zeros(21, 1, 1, dtype=torch.float16)}, "another dtype"),
+    "weight rank": ({"weight": torch.zeros(21, 1)}, r"\[entries, kh, kw\], got \[21, 1\]"),
+    "bias": ({"bias": torch.zeros(8)}, r"bias must have sizes \[7\], got \[8\]"),
+    "residual": ({"residual": torch.zeros(1, 7, 5, 5)}, r"residual has sizes \[1, 7, 5, 5\]"),
+    "activation": ({"activation": 9}, "activation must be 0 .*, got 9"),
+    "image": ({"x": torch.zeros(8, 5, 6)}, r"must have 4 dimensions, got sizes \[8, 5, 6\]"),
+    "freed": ({"x": "freed"}, "reaches beyond its memory"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_refused(ops: Any, name: str) -> None:
+    change, message = WRONG[name]
+    p = overlapping()
+    given: dict[str, Any] = {"x": torch.zeros(1, 8, 5, 6), "weight": torch.zeros(p.entries, 1, 1)}
+    given |= {"bias": None, "residual": None, "table": p.cpu_table, "activation": 0} | change
+    if given["x"] == "freed":
+        given["x"] = torch.zeros(1, 8, 5, 6)
+        given["x"].untyped_storage().resize_(0)
+    pointwise = (1, 1, 0, 0, 0, 0, 1, 1)
+    operands = (given[key] for key in ("x", "weight", "bias", "residual", "table"))
+    with pytest.raises((RuntimeError, NotImplementedError), match=message):
+        ops.conv2d(*operands, 7, *pointwise, given["activation"])

@@ -103,7 +103,7 @@ def allowed(path: Path, *places: str) -> bool:
     ("headers", "places"),
     [
         (r"(torch|ATen|c10|caffe2)/", ("torch",)),
-        (r"cuda|cooperative_groups|mma\.h|cub/", ("cuda", "torch/cuda_ops.cpp")),
+        (r"cuda|cooperative_groups|mma\.h|cub/", ("cuda", "torch/cuda_device.h")),
         (r"(pybind11/|Python\.h)", ("python",)),
         (r"(immintrin|xmmintrin|x86intrin|cpuid)\.h", ("cpu", "torch/threads.cpp")),
     ],

@@ -530,14 +530,6 @@ def test_forward_mode_is_left_to_others() -> None:
     torch.testing.assert_close(run("auto"), run("reference"))
 
 
-@needs_native
-def test_native_on_cuda_has_none() -> None:
-    call = backends.Call("cuda", torch.float32, False, prologue=True)
-    with pytest.raises(backends.BackendError, match=r"no CUDA kernels that .* prologue|without CU"):
-        backends.choose("native", call)
-    assert backends.explain("cpu", torch.float32, prologue=True)["native"] is None
-
-
 # ---- bad input ----------------------------------------------------------------------------------
 
 

@@ -1,104 +1,186 @@
-// The ops on a CUDA device: check, allocate, describe the problem, launch on the caller's stream.
-//
-// Everything here must load where there is no CUDA: the runtime is linked statically, and what only a
-// CUDA build of torch has is looked up by name when it is first used.
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
+// The convolution and its two gradients on a CUDA device: check, allocate, describe the problem, launch on the
+// caller's stream.
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/launch.h"
-#include "torch/arguments.h"
+#include "torch/cuda_device.h"
 
-namespace groupconv::ops {
+namespace groupconv::ops::on_cuda {
+
+void check_prologue(const PrologueTensors& prologue, const Tensor& input) {
+  const auto check = [&](const char* name, const std::optional<Tensor>& tensor) {
+    if (!tensor) return;
+    check_memory(name, *tensor);
+    STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == input.size(1), name, " must have sizes [",
+                    input.size(1), "], got ", sizes_text(*tensor));
+    STD_TORCH_CHECK(on_device_of(*tensor, input), name, " is on another device than input");
+    STD_TORCH_CHECK(tensor->scalar_type() == input.scalar_type() || tensor->scalar_type() == sum_type(input),
+                    name, " has neither input's dtype nor the one that is computed in");
+  };
+  check("scale", prologue.scale);
+  check("shift", prologue.shift);
+}
+
+TypedPrologue::TypedPrologue(const PrologueTensors* prologue, const Tensor& input) {
+  if (!prologue) return;
+  const auto prepare = [&](const std::optional<Tensor>& given, double otherwise) {
+    if (given) return packed(torch::stable::to(*given, sum_type(input)));
+    Tensor filled = scratch(input, input.size(1), sum_type(input));
+    return torch::stable::fill_(filled, otherwise);
+  };
+  scale_ = prepare(prologue->scale, 1);
+  shift_ = prepare(prologue->shift, 0);
+  view_ = {scale_->data_ptr(), shift_->data_ptr(), prologue->relu};
+}
+
 namespace {
 
-cudaStream_t current_stream(int32_t device) {
-  using GetStream = AOTITorchError(int32_t device, void** stream);
-  static GetStream* const get_stream = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    void* symbol = dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
-    return reinterpret_cast<GetStream*>(symbol);
-  }();
-  STD_TORCH_CHECK(get_stream, "this build of torch offers no current CUDA stream");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(get_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
+void run_product(const Tensor& like, const cuda::PlanProblem& partition, cuda::ProductProblem& problem,
+                 cudaStream_t stream) {
+  const auto longest = [](const auto& image) { return std::max({image.batch, image.height, image.width}); };
+  const cuda::Element element = element_of(like);
+  const Window& w = problem.window;
+  const cuda::ProductChoice choice =
+      cuda::choose_product(element, partition,
+                           std::max({longest(problem.source), longest(problem.dest), w.pad_top + w.reach_h(),
+                                     w.pad_left + w.reach_w(), w.stride_h, w.stride_w}));
+  const Tensor plan = scratch(like, choice.plan_words, ScalarType::Long);
+  problem.partition = choice.partition;
+  problem.plan = static_cast<int64_t*>(plan.data_ptr());
+  check_launch(cuda::run_product(element, choice, problem, stream));
 }
 
-cuda::Element element_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return cuda::Element::f32;
-    case ScalarType::Double: return cuda::Element::f64;
-    case ScalarType::Half: return cuda::Element::f16;
-    case ScalarType::BFloat16: return cuda::Element::bf16;
-    default: STD_TORCH_CHECK(false, "the CUDA kernels take float32, float64, float16 and bfloat16");
-  }
-}
+}  // namespace
 
-Tensor packed(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
-              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
-              int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
+Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const Tensor& weight,
+                    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                    const Tensor& table, int64_t out_channels, int64_t stride_h, int64_t stride_w,
+                    int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                    int64_t dilation_h, int64_t dilation_w, int64_t activation) {
   check_image("input", input);
-  check_like("weight", weight, "input", input);
-  STD_TORCH_CHECK(weight.dim() == 3, "the packed weight must have sizes [entries, kh, kw], got ",
-                  sizes_text(weight));
-  check_setting("out_channels", out_channels, 0);
-  STD_TORCH_CHECK(table.is_cuda() && table.get_device_index() == input.get_device_index() &&
-                      table.dim() == 1 && table.scalar_type() == ScalarType::Int && table.is_contiguous() &&
-                      table.numel() >= cuda::shortest_table(out_channels),
-                  "the partition table must be a contiguous 1-d int32 tensor of at least ",
-                  cuda::shortest_table(out_channels), " entries on the input's device, got sizes ",
-                  sizes_text(table));
-  check_memory("the partition table", table);
+  check_packed_weight(weight, input, "input");
+  const cuda::PlanProblem partition =
+      plan_problem(table, input, input.size(1), out_channels, weight.size(0), false);
   const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
                                     pad_left, pad_right, dilation_h, dilation_w);
   const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));
-  if (bias) {
-    check_like("bias", *bias, "input", input);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias must have sizes [", out_channels,
-                    "], got ", sizes_text(*bias));
-  }
+  check_bias(bias, input, out_channels);
   if (residual) {
     check_image("residual", *residual);
     check_like("residual", *residual, "input", input);
     check_sizes("residual", *residual, sizes);
   }
-  const cuda::Element element = element_of(input);
-  cuda::Conv2dForward problem;
+  element_of(input);  // or an error
+  if (prologue) check_prologue(*prologue, input);
+  cuda::ProductProblem problem;
   problem.activation = make_activation(activation);
 
-  const int32_t device = input.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const OnDevice device(input);
   Tensor output = empty_image(input, sizes, is_channels_last(input));
   if (output.numel() == 0) return output;
 
   const Tensor packed_weight = packed(weight);
   const Tensor packed_bias = bias ? packed(*bias) : packed_weight;
-  // Freed on return, before the kernels have run: the allocator gives it to later work of this stream only.
-  const Tensor plan =
-      torch::stable::new_empty(input, {cuda::plan_words(table.numel(), out_channels)}, ScalarType::Long);
-  problem.input = image_of<const void>(input);
-  problem.output = image_of<void>(output);
+  const TypedPrologue before(prologue, input);
+  problem.source = image_of<const void>(input);
+  problem.dest = image_of<void>(output);
   if (residual) problem.residual = image_of<const void>(*residual);
   problem.weight = packed_weight.data_ptr();
   if (bias) problem.bias = packed_bias.data_ptr();
-  problem.entries = weight.size(0);
   problem.window = window;
-  problem.table = static_cast<const int32_t*>(table.data_ptr());
-  problem.table_length = table.numel();
-  problem.plan = static_cast<int64_t*>(plan.data_ptr());
-  const cudaError_t error = cuda::conv2d_forward(element, problem, device, current_stream(device));
-  STD_TORCH_CHECK(error == cudaSuccess,
-                  "the CUDA convolution could not be launched: ", cudaGetErrorString(error));
+  problem.before = before.view();
+  run_product(input, partition, problem, device.stream());
   return output;
 }
 
-}  // namespace
-}  // namespace groupconv::ops
+Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
+                         int64_t height, int64_t width, int64_t stride_h, int64_t stride_w, int64_t pad_top,
+                         int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
+                         int64_t dilation_w, bool channels_last) {
+  check_image("grad", grad);
+  check_packed_weight(weight, grad, "grad");
+  const cuda::PlanProblem partition =
+      plan_problem(table, grad, in_channels, grad.size(1), weight.size(0), true);
+  check_side("height", height);
+  check_side("width", width);
+  const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
+                                    pad_left, pad_right, dilation_h, dilation_w);
+  check_sizes("grad", grad, output_sizes(window, grad.size(0), grad.size(1), height, width));
+  const std::array<int64_t, 4> sizes{grad.size(0), in_channels, height, width};
+  check_countable("an input", sizes);
+  element_of(grad);  // or an error
 
-STABLE_TORCH_LIBRARY_IMPL(groupconv, CUDA, m) { m.impl("conv2d", TORCH_BOX(&groupconv::ops::conv2d)); }
+  const OnDevice device(grad);
+  Tensor input_grad = empty_image(grad, sizes, channels_last);
+  if (input_grad.numel() == 0) return input_grad;
+  const Tensor packed_weight = packed(weight);
+  cuda::ProductProblem problem;
+  problem.source = image_of<const void>(grad);
+  problem.dest = image_of<void>(input_grad);
+  problem.weight = packed_weight.data_ptr();
+  problem.window = window;
+  run_product(grad, partition, problem, device.stream());
+  return input_grad;
+}
+
+Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& grad, const Tensor& input,
+                                const Tensor& table, int64_t entries, int64_t kernel_h, int64_t kernel_w,
+                                int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
+                                int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w) {
+  check_image("grad", grad);
+  check_image("input", input);
+  check_like("grad", grad, "input", input);
+  STD_TORCH_CHECK(entries >= 0, "entries must not be negative, got ", entries);
+  const cuda::PlanProblem partition = plan_problem(table, input, input.size(1), grad.size(1), entries, false);
+  const Window window = make_window(kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_bottom, pad_left,
+                                    pad_right, dilation_h, dilation_w);
+  check_sizes("grad", grad, output_sizes(window, input.size(0), grad.size(1), input.size(2), input.size(3)));
+  check_countable("a weight", {entries, kernel_h, kernel_w, 1});
+  const cuda::Element element = element_of(input);
+  if (prologue) check_prologue(*prologue, input);
+
+  const OnDevice device(input);
+  Tensor weight_grad = torch::stable::new_empty(input, {entries, kernel_h, kernel_w});
+  if (weight_grad.numel() == 0) return weight_grad;
+  const TypedPrologue before(prologue, input);
+  const cuda::WeightGradChoice choice =
+      cuda::choose_weight_grad(partition, window.area(), grad.size(0) * grad.size(2) * grad.size(3));
+  const Tensor plan = scratch(input, choice.plan_words, ScalarType::Long);
+  const Tensor partial = scratch(input, choice.slices * weight_grad.numel(), sum_type(input));
+  cuda::WeightGradProblem problem;
+  problem.grad = image_of<const void>(grad);
+  problem.input = image_of<const void>(input);
+  problem.weight_grad = weight_grad.data_ptr();
+  problem.partial = partial.data_ptr();
+  problem.window = window;
+  problem.before = before.view();
+  problem.plan = static_cast<int64_t*>(plan.data_ptr());
+  check_launch(cuda::run_weight_grad(element, choice, problem, device.stream()));
+  return weight_grad;
+}
+
+namespace {
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+              const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
+              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
+              int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
+  return conv2d_after(nullptr, input, weight, bias, residual, table, out_channels, stride_h, stride_w,
+                      pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, activation);
+}
+
+Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& table, int64_t entries,
+                          int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                          int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                          int64_t dilation_h, int64_t dilation_w) {
+  return conv2d_weight_grad_after(nullptr, grad, input, table, entries, kernel_h, kernel_w, stride_h,
+                                  stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
+}
+
+}  // namespace
+}  // namespace groupconv::ops::on_cuda
+
+STABLE_TORCH_LIBRARY_IMPL(groupconv, GROUPCONV_CUDA_KEY, m) {
+  m.impl("conv2d", TORCH_BOX(&groupconv::ops::on_cuda::conv2d));
+  m.impl("conv2d_input_grad", TORCH_BOX(&groupconv::ops::on_cuda::conv2d_input_grad));
+  m.impl("conv2d_weight_grad", TORCH_BOX(&groupconv::ops::on_cuda::conv2d_weight_grad));
+}

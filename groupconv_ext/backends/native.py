@@ -16,6 +16,7 @@ __all__ = ["NATIVE"]
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
+_OLDEST_GPU = (8, 0)
 
 
 def _built_with_cuda() -> bool:
@@ -31,7 +32,7 @@ _HAS_CUDA = _built_with_cuda()
 def _why_not(call: Call) -> str | None:
     if _ops.unavailable is not None:
         return f"is missing: {_ops.unavailable}"
-    device, dtype, needs_grad, forward_mode, prologue = call
+    device, dtype, _, forward_mode, _ = call
     if forward_mode:
         return "has no derivatives in forward mode"
     if device in ("cpu", "meta"):
@@ -44,10 +45,9 @@ def _why_not(call: Call) -> str | None:
         return "was built without CUDA (nvcc was not found, or GROUPCONV_CUDA=OFF)"
     if dtype not in _CUDA_DTYPES:
         return f"has no {dtype} kernels for CUDA"
-    if needs_grad:
-        return "has CUDA kernels for the forward pass only, and a gradient is asked for"
-    if prologue:
-        return "has no CUDA kernels that compute a prologue with the convolution"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < _OLDEST_GPU:
+        major, minor = torch.cuda.get_device_capability()
+        return f"needs a GPU of compute capability 8.0 or later, this one has {major}.{minor}"
     return None
 
 

@@ -1,9 +1,0 @@
-#include <cuda_bf16.h>
-
-#include "cuda/conv2d_forward.cuh"
-
-namespace groupconv::cuda {
-
-template cudaError_t launch_forward<__nv_bfloat16>(const Conv2dForward&, const Plan&, bool, cudaStream_t);
-
-}  // namespace groupconv::cuda

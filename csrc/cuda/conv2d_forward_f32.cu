@@ -1,7 +1,0 @@
-#include "cuda/conv2d_forward.cuh"
-
-namespace groupconv::cuda {
-
-template cudaError_t launch_forward<float>(const Conv2dForward&, const Plan&, bool, cudaStream_t);
-
-}  // namespace groupconv::cuda

@@ -1,0 +1,139 @@
+// A tile of an image in shared memory, channels × pixels, for products of matrices: the channels are those of
+// a list, the pixels any. Its rows are pixels where channels are neighbours in memory (channels_last), else
+// channels; both have eight elements more than they hold, so that eight rows lie in different banks.
+//
+// Eight neighbours that are neighbours in memory too are copied by one asynchronous copy; others, one by one.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/element.cuh"
+#include "cuda/instructions.cuh"
+
+namespace groupconv::cuda {
+
+constexpr int row_padding = 8;
+constexpr int run_length = 8;  // elements of an asynchronous copy
+
+template <class T>
+struct alignas(16) EightElements {
+  T values[run_length];
+};
+
+// The first source pixel of a written one: the tap's shift is added.
+struct Origin {
+  int64_t offset;
+  int32_t image, row, col;
+};
+constexpr int32_t nowhere = -(1 << 30);  // the row of a pixel that does not exist
+
+template <class T>
+struct GatherSource {
+  Image<const T> image;
+  Prologue<float> before;
+  bool channels_last;
+  bool flat;  // neighbours in the list of pixels are neighbours in memory, also from row to row
+};
+
+struct Shift {
+  int32_t row, col;
+};
+
+template <class T, int Channels, int Pixels>
+struct GatheredTile {
+  static constexpr int pixel_row = Channels + row_padding, channel_row = Pixels + row_padding;
+  static constexpr int elements =
+      Pixels * pixel_row > Channels* channel_row ? Pixels * pixel_row : Channels * channel_row;
+};
+
+template <class T>
+__device__ bool exists(const Image<const T>& image, const Origin& origin, const Shift& shift) {
+  const int32_t row = origin.row + shift.row, col = origin.col + shift.col;
+  return row >= 0 && row < image.height && col >= 0 && col < image.width;
+}
+
+__device__ inline bool is_aligned(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % sizeof(EightElements<uint16_t>) == 0;
+}
+
+// `list`: channels, of which `count` exist, with the marks of runs of eight of them (plan.h).
+template <class T, int Channels, int Pixels>
+__device__ void gather(const GatherSource<T>& source, const int32_t* list, const int32_t* runs, int count,
+                       const Origin* origins, const Shift& shift, T* to) {
+  using Tile = GatheredTile<T, Channels, Pixels>;
+  constexpr int units = Channels * Pixels / run_length;
+  const Image<const T>& image = source.image;
+  const int64_t shifted = shift.row * image.stride_h + shift.col * image.stride_w;
+  const auto element = [&](int c, int p) {
+    if (c >= count || !exists(image, origins[p], shift)) return T(0.0f);
+    const T x = image.data[origins[p].offset + shifted + list[c] * image.stride_c];
+    return source.before.scale == nullptr
+               ? x
+               : static_cast<T>(prepare(source.before, list[c], static_cast<float>(x)));
+  };
+  for (int unit = threadIdx.x; unit < units; unit += blockDim.x) {
+    int c, p;  // where the eight begin
+    T* destination;
+    bool together;  // they are neighbours in memory, or none of them exists
+    if (source.channels_last) {
+      c = unit % (Channels / run_length) * run_length;
+      p = unit / (Channels / run_length);
+      destination = to + p * Tile::pixel_row + c;
+      together = c >= count || (c + run_length <= count && runs[c]) || !exists(image, origins[p], shift);
+    } else {
+      p = unit % (Pixels / run_length) * run_length;
+      c = unit / (Pixels / run_length);
+      destination = to + c * Tile::channel_row + p;
+      const Origin& first = origins[p];
+      const Origin& last = origins[p + run_length - 1];
+      const bool one_row = first.image == last.image && first.row == last.row &&
+                           last.col - first.col == run_length - 1 && image.stride_w == 1;
+      const bool all_exist = exists(image, first, shift) && exists(image, last, shift);
+      together = c >= count || (all_exist && (one_row || (source.flat && first.image == last.image)));
+    }
+    const bool is_there = c < count && exists(image, origins[p], shift);
+    const T* from =
+        is_there ? image.data + origins[p].offset + shifted + list[c] * image.stride_c : image.data;
+    if (together && source.before.scale == nullptr && (!is_there || is_aligned(from))) {
+      copy_16_async(destination, from, is_there);
+      continue;
+    }
+    EightElements<T> eight;
+#pragma unroll
+    for (int i = 0; i < run_length; ++i) {
+      eight.values[i] = source.channels_last ? element(c + i, p) : element(c, p + i);
+    }
+    *reinterpret_cast<EightElements<T>*>(destination) = eight;
+  }
+}
+
+// A 16 × 16 part of a gathered tile as the left factor, rows `line` on of what is not summed over, from
+// `depth` on of what is. `by_depth`: the tile's rows are what is summed over.
+template <class T>
+__device__ void load_left(unsigned (&to)[4], const T* tile, int row_length, bool by_depth, int line,
+                          int depth) {
+  const int lane = threadIdx.x % 32;
+  const int near = lane % 8, second = lane / 8 % 2 * 8, fourth = lane / 16 * 8;
+  if (by_depth) {
+    load_matrices_transposed(to, tile + (depth + near + fourth) * row_length + line + second);
+  } else {
+    load_matrices(to, tile + (line + near + second) * row_length + depth + fourth);
+  }
+}
+
+// The same as the right factor: two neighbouring parts of eight lines.
+template <class T>
+__device__ void load_right(unsigned (&to)[4], const T* tile, int row_length, bool by_depth, int line,
+                           int depth) {
+  const int lane = threadIdx.x % 32;
+  const int near = lane % 8, second = lane / 8 % 2 * 8, fourth = lane / 16 * 8;
+  if (by_depth) {
+    load_matrices_transposed(to, tile + (depth + near + second) * row_length + line + fourth);
+  } else {
+    load_matrices(to, tile + (line + near + fourth) * row_length + depth + second);
+  }
+}
+
+}  // namespace groupconv::cuda

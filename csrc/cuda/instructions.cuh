@@ -1,0 +1,70 @@
+// The instructions that CUDA C++ has no words for: matrices from shared memory to registers, products of
+// matrices, copies that run on while the thread does. From sm_80 up.
+//
+// The tests have a file of this name that does the same on a CPU (python_tests/cuda_on_cpu/cuda).
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+namespace groupconv::cuda {
+
+// The shared memory that was asked for at launch.
+__device__ inline char* dynamic_shared() {
+  extern __shared__ __align__(16) char memory[];
+  return memory;
+}
+
+__device__ inline unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+// Sixteen bytes from global to shared memory, zeros where they do not exist; both addresses are multiples
+// of sixteen. They are there when wait_copies says so, for this thread, and after a barrier for all.
+__device__ inline void copy_16_async(void* to, const void* from, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
+               "r"(exists ? 16 : 0));
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n"); }
+// Until at most `Left` of the latest commits are still under way.
+template <int Left>
+__device__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(Left) : "memory");
+}
+
+// Four 8 × 8 matrices of 16-bit elements. Lane l brings the address of row l % 8 of matrix l / 8, and gets,
+// of every matrix, elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4; transposed, of column l / 4.
+__device__ inline void load_matrices(unsigned (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ inline void load_matrices_transposed(unsigned (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// sums [16][8] += a [16][16] · b [16][8]. Lane l has of sums (l / 4, 2 (l % 4) + {0, 1}), then the same of
+// row l / 4 + 8; of a the pairs of columns 2 (l % 4) in rows l / 4 and l / 4 + 8, then the same eight columns
+// on; of b the pairs of rows 2 (l % 4) and eight on in column l / 4.
+__device__ inline void multiply(float (&sums)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
+                                __nv_bfloat16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ inline void multiply(float (&sums)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, __half) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+}  // namespace groupconv::cuda

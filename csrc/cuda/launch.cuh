@@ -1,0 +1,44 @@
+// How kernels are started: as many blocks as there is work, up to a bound beyond which blocks take several
+// pieces each; an error of the launch itself comes back, nothing waits.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace groupconv::cuda {
+
+constexpr int64_t most_blocks = 1 << 14;
+
+// a · b, or most_blocks where that is more; the product itself may not fit.
+inline int64_t blocks_for(int64_t a, int64_t b) {
+  if (a <= 0 || b <= 0) return 1;
+  return a > most_blocks / b ? most_blocks : a * b;
+}
+inline int64_t blocks_of_threads(int64_t items, int threads) {
+  return blocks_for((items + threads - 1) / threads, 1);
+}
+
+// What a kernel may take of shared memory without asking for more.
+constexpr size_t modest_shared_bytes = 48 << 10;
+
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
+                   cudaStream_t stream, std::type_identity_t<Parameters>... arguments) {
+  if (shared_bytes > modest_shared_bytes) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t configuration{};
+  configuration.gridDim = dim3(static_cast<unsigned>(blocks));
+  configuration.blockDim = dim3(static_cast<unsigned>(threads));
+  configuration.dynamicSmemBytes = shared_bytes;
+  configuration.stream = stream;
+  return cudaLaunchKernelEx(&configuration, kernel, arguments...);
+}
+
+}  // namespace groupconv::cuda

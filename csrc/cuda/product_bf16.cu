@@ -1,0 +1,7 @@
+#include "cuda/launch_product.cuh"
+
+namespace groupconv::cuda {
+
+GROUPCONV_LAUNCH_PRODUCT(__nv_bfloat16)
+
+}  // namespace groupconv::cuda

@@ -1,0 +1,7 @@
+#include "cuda/launch_product.cuh"
+
+namespace groupconv::cuda {
+
+GROUPCONV_LAUNCH_PRODUCT(__half)
+
+}  // namespace groupconv::cuda

@@ -1,0 +1,174 @@
+// The convolution and its input gradient by multiply-adds, for any partition, window, strides and dtype.
+//
+// fma_tiles: an implicit matrix product. A block makes a tile of rows of one group × pixels, tap by tap and
+// a few sources at a time. A step copies [depth][pixels] of the source and [depth][rows] of the weight to
+// shared memory, where each thread multiplies a tile of its own in registers.
+//
+//   tile    rows × pixels × depth   a thread's   shared memory (float sums)
+//   wide    32 × 64 × 16            4 × 2        4 KiB pixels + 2 KiB weights
+//   narrow  4 × 256 × 8             4 × 1        8 KiB pixels + 128 B weights
+//
+// fma_pixels: a thread sums up one pixel of one channel straight from memory. For groups of a few channels,
+// depthwise above all, whose pixels are read by a handful of threads each, neighbours in one block.
+//
+// A permutation is part of an address: the channel lists are read where pixels are gathered and stored.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/product.cuh"
+
+namespace groupconv::cuda {
+
+constexpr int product_threads = 256;
+
+template <int Rows, int Pixels, int Depth, int ThreadRows, int ThreadPixels>
+struct FmaTile {
+  static constexpr int rows = Rows, pixels = Pixels, depth = Depth;
+  static constexpr int thread_rows = ThreadRows, thread_pixels = ThreadPixels;
+  static constexpr int columns = Pixels / ThreadPixels;  // threads along the pixels
+  static_assert(columns * (Rows / ThreadRows) == product_threads);
+};
+using WideTile = FmaTile<32, 64, 16, 4, 2>;
+using NarrowTile = FmaTile<4, 256, 8, 4, 1>;  // for groups of up to about eight rows
+
+// The first source pixel of a place; `inside` is false behind the last pixel.
+struct Corner {
+  int64_t offset, row, col;
+  bool inside;
+};
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments<T> a, Plan plan) {
+  using S = Sum<T>;
+  __shared__ S pixels[Tile::depth][Tile::pixels];
+  __shared__ S weights[Tile::depth][Tile::rows];
+  __shared__ Corner corners[Tile::pixels];
+  __shared__ Row rows[Tile::rows];
+  __shared__ int range[2];
+
+  if (!plan.valid()) {
+    fill_with_nan(a.dest.data, a.dest.batch * a.dest.channels * a.dest.height * a.dest.width);
+    return;
+  }
+  const int thread = threadIdx.x;
+  const int column = thread % Tile::columns;
+  const int first_line = thread / Tile::columns * Tile::thread_rows;
+  const int64_t area = a.area();
+  const int64_t work = product_tiles(a, plan, Tile::pixels);
+
+  for (int64_t item = blockIdx.x; item < work; item += gridDim.x) {
+    const ProductTile tile(a, plan, item, Tile::rows, Tile::pixels);
+    for (int p = thread; p < Tile::pixels; p += product_threads) {
+      Place place;
+      Corner corner{0, 0, 0, find_place(a, tile.phase, tile.first_pixel + p, place)};
+      if (corner.inside) {
+        corner.row = place.source_row;
+        corner.col = place.source_col;
+        corner.offset = offset_of(a.source, place.image, 0, corner.row, corner.col);
+      }
+      corners[p] = corner;
+    }
+    for (int r = thread; r < tile.rows; r += product_threads) {
+      rows[r] = row_of(plan, a.transposed, tile.first_row + r);
+    }
+    const SourceRange sources = sources_of(plan, rows, tile.rows, range);
+
+    S sums[Tile::thread_rows][Tile::thread_pixels] = {};
+    for (int64_t tap = 0; tap < area; ++tap) {
+      const int64_t tap_h = tap / a.horizontal.kernel, tap_w = tap % a.horizontal.kernel;
+      if (!a.vertical.tap_meets(tile.phase.row, tap_h) || !a.horizontal.tap_meets(tile.phase.col, tap_w)) {
+        continue;
+      }
+      const int64_t shift_h = a.vertical.tap_shift(tile.phase.row, tap_h);
+      const int64_t shift_w = a.horizontal.tap_shift(tile.phase.col, tap_w);
+      const int64_t shift = shift_h * a.source.stride_h + shift_w * a.source.stride_w;
+      for (int first = sources.first; first < sources.last; first += Tile::depth) {
+        const int left = sources.last - first;
+        const int depth = left < Tile::depth ? left : Tile::depth;
+
+        __syncthreads();
+        for (int i = thread; i < Tile::depth * Tile::pixels; i += product_threads) {
+          // Neighbouring threads read neighbouring memory: channels in channels_last, else pixels.
+          const bool across = a.source.stride_c == 1;
+          const int d = across ? i % Tile::depth : i / Tile::pixels;
+          const int p = across ? i / Tile::depth : i % Tile::pixels;
+          if (d >= depth) continue;
+          const Corner& corner = corners[p];
+          S x = 0;
+          if (corner.inside && a.vertical.has_source(corner.row + shift_h) &&
+              a.horizontal.has_source(corner.col + shift_w)) {
+            const int32_t channel = plan.source_list[first + d];
+            x = prepare(a.before, channel,
+                        static_cast<S>(a.source.data[corner.offset + shift + channel * a.source.stride_c]));
+          }
+          pixels[d][p] = x;
+        }
+        for (int i = thread; i < Tile::depth * Tile::rows; i += product_threads) {
+          const int d = i % Tile::depth, line = i / Tile::depth;
+          if (d >= depth) continue;
+          const int64_t at = line < tile.rows ? weight_of(plan, a.transposed, rows[line], first + d) : -1;
+          weights[d][line] = at < 0 ? S(0) : static_cast<S>(a.weight[at * area + tap]);
+        }
+        __syncthreads();
+
+        for (int d = 0; d < depth; ++d) {
+#pragma unroll
+          for (int r = 0; r < Tile::thread_rows; ++r) {
+            const S weight = weights[d][first_line + r];
+#pragma unroll
+            for (int p = 0; p < Tile::thread_pixels; ++p) {
+              sums[r][p] += weight * pixels[d][column + p * Tile::columns];
+            }
+          }
+        }
+      }
+    }
+
+    bool finite = true;
+#pragma unroll
+    for (int p = 0; p < Tile::thread_pixels; ++p) {
+      Place place;
+      if (!find_place(a, tile.phase, tile.first_pixel + column + p * Tile::columns, place)) continue;
+#pragma unroll
+      for (int r = 0; r < Tile::thread_rows; ++r) {
+        if (first_line + r >= tile.rows) continue;
+        store(a, place, rows[first_line + r].channel, sums[r][p]);
+        finite &= is_finite(sums[r][p]);
+      }
+    }
+    if (!__syncthreads_and(finite)) {
+      repair_tile(a, plan, tile, rows, Tile::pixels);
+      __syncthreads();
+    }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(product_threads, 2) fma_pixels(ProductArguments<T> a, Plan plan) {
+  const int64_t channels = a.dest.channels;
+  if (!plan.valid()) {
+    fill_with_nan(a.dest.data, a.dest.batch * channels * a.dest.height * a.dest.width);
+    return;
+  }
+  // Neighbouring threads write neighbouring memory.
+  const bool across = a.dest.stride_c == 1;
+  const int64_t positions = a.positions(), items = positions * channels * a.phases();
+  const int64_t step = static_cast<int64_t>(gridDim.x) * product_threads;
+  int64_t i = static_cast<int64_t>(blockIdx.x) * product_threads + threadIdx.x;
+  for (; i < items; i += step) {
+    const int64_t line = across ? i / channels : i / positions;
+    const int64_t row = across ? i % channels : line % channels;
+    const int64_t index = across ? line % positions : i % positions;
+    const int64_t phase_index = line / (across ? positions : channels);
+    const Phase phase{phase_index / a.horizontal.phases(), phase_index % a.horizontal.phases()};
+    Place place;
+    if (!find_place(a, phase, index, place)) continue;
+    const Row found = row_of(plan, a.transposed, row);
+    store(a, place, found.channel, sum_of_products(a, plan, found, phase, place));
+  }
+}
+
+}  // namespace groupconv::cuda

@@ -1,0 +1,265 @@
+// The convolution and its input gradient on tensor cores, for float16 and bfloat16: the product of
+// product.cuh with pixels on the 16 lines of a matrix instruction and rows on its 8.
+//
+// A block makes a tile of rows × a strip of pixels. The weights of its rows, all taps, stay in shared memory
+// for the whole strip where they fit (else they stream as the pixels do); the pixels flow through a ring of
+// stages, asynchronous copies running ahead of the products, from one tile of the strip into the next. Several
+// small groups share a tile: their weights are then a block diagonal, and the zeros cost less than tiles of
+// their own would.
+//
+//   tile   pixels × rows × depth   a warp's    shared memory
+//   wide   128 × 64 × 32           32 × 32     30 KiB stages + 5 KiB a chunk of weights + 8 KiB
+//   slim   128 × 16 × 32           16 × 16     30 KiB + 1.25 KiB a chunk + 7 KiB; small groups
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/gather.cuh"
+#include "cuda/product.cuh"
+
+namespace groupconv::cuda {
+
+constexpr int mma_threads = 256;
+constexpr int mma_pixels = 128, mma_depth = 32, mma_stages = 3;
+
+template <int Rows, int WarpsAlongPixels>
+struct MmaTile {
+  static constexpr int rows = Rows;
+  static constexpr int warps_along_pixels = WarpsAlongPixels;
+  static constexpr int warps_along_rows = mma_threads / 32 / WarpsAlongPixels;
+  static constexpr int lines = mma_pixels / warps_along_pixels / 16;  // 16 × 8 parts of a warp
+  static constexpr int columns = rows / warps_along_rows / 8;
+  static constexpr int weight_row = mma_depth + row_padding;
+  static constexpr int weight_chunk = rows * weight_row;
+  static_assert(columns % 2 == 0);
+};
+using WideMmaTile = MmaTile<64, 4>;
+using SlimMmaTile = MmaTile<16, 8>;
+
+using PixelStage = GatheredTile<uint16_t, mma_depth, mma_pixels>;
+
+template <class Tile>
+constexpr int64_t mma_shared_bytes(int64_t weight_chunks) {
+  return 2 * (mma_stages * PixelStage::elements + weight_chunks * Tile::weight_chunk);
+}
+
+// The taps of an axis that meet a phase are equally far apart.
+struct Taps {
+  int64_t first, step, count;
+  __device__ Taps(const Axis& axis, int64_t phase) : first(0), step(1), count(0) {
+    for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+      if (!axis.tap_meets(phase, tap)) continue;
+      if (count == 0) first = tap;
+      if (count == 1) step = tap - first;
+      ++count;
+    }
+  }
+};
+
+// What a strip's steps have in common: a step is one chunk of sources under one tap, for one tile of pixels.
+struct StripSteps {
+  Taps down, across;
+  SourceRange sources;
+  int chunks_of_sources, chunks;  // of one tap, of all
+  bool empty;
+
+  template <class T>
+  __device__ StripSteps(const ProductArguments<T>& a, const Phase& phase, const SourceRange& range)
+      : down(a.vertical, phase.row), across(a.horizontal, phase.col), sources(range) {
+    const int count = range.last > range.first ? range.last - range.first : 0;
+    chunks_of_sources = (count + mma_depth - 1) / mma_depth;
+    chunks = static_cast<int>(down.count * across.count) * chunks_of_sources;
+    empty = chunks == 0;
+    if (empty) chunks = chunks_of_sources = 1;
+  }
+  __device__ int64_t tap_h(int chunk) const { return down.first + meeting(chunk) / columns() * down.step; }
+  __device__ int64_t tap_w(int chunk) const {
+    return across.first + meeting(chunk) % columns() * across.step;
+  }
+  __device__ int first_source(int chunk) const {
+    return sources.first + chunk % chunks_of_sources * mma_depth;
+  }
+  __device__ int source_count(int chunk) const {
+    if (empty) return 0;
+    const int left = sources.last - first_source(chunk);
+    return left < mma_depth ? left : mma_depth;
+  }
+
+ private:
+  __device__ int meeting(int chunk) const { return chunk / chunks_of_sources; }
+  __device__ int columns() const { return across.count > 0 ? static_cast<int>(across.count) : 1; }
+};
+
+template <class T, class Tile>
+__device__ void load_weights(const ProductArguments<T>& a, const Plan& plan, const StripSteps& steps,
+                             int chunk, const Row* rows, int64_t row_count, T* to) {
+  const int64_t area = a.area(), tap = steps.tap_h(chunk) * a.horizontal.kernel + steps.tap_w(chunk);
+  const int first = steps.first_source(chunk), count = steps.source_count(chunk);
+  for (int i = threadIdx.x; i < Tile::rows * mma_depth; i += mma_threads) {
+    const int d = i % mma_depth, line = i / mma_depth;
+    const int64_t at =
+        line < row_count && d < count ? weight_of(plan, a.transposed, rows[line], first + d) : -1;
+    to[line * Tile::weight_row + d] = at < 0 ? T(0.0f) : a.weight[at * area + tap];
+  }
+}
+
+template <class T>
+struct alignas(4) TwoElements {
+  T values[2];
+};
+
+// Two rows of a pixel, in one piece where they are neighbours in memory.
+template <class T>
+__device__ void store_two(const ProductArguments<T>& a, const Place& place, const Row* rows, int64_t left,
+                          float first, float second) {
+  if (left > 1 && a.dest.stride_c == 1 && rows[1].channel == rows[0].channel + 1 && !a.residual.data) {
+    T* to = a.dest.data + offset_of(a.dest, place.image, rows[0].channel, place.row, place.col);
+    if (reinterpret_cast<uintptr_t>(to) % sizeof(TwoElements<T>) == 0) {
+      if (a.bias) {
+        first += static_cast<float>(a.bias[rows[0].channel]);
+        second += static_cast<float>(a.bias[rows[1].channel]);
+      }
+      *reinterpret_cast<TwoElements<T>*>(to) = {static_cast<T>(activate(a.activation, first)),
+                                                static_cast<T>(activate(a.activation, second))};
+      return;
+    }
+  }
+  if (left > 0) store(a, place, rows[0].channel, first);
+  if (left > 1) store(a, place, rows[1].channel, second);
+}
+
+// `strip_tiles`: tiles of pixels that a block does one after another; `weight_chunks`: what it has room for.
+template <class T, class Tile>
+__global__ void __launch_bounds__(mma_threads, 2)
+    mma_tiles(ProductArguments<T> a, Plan plan, int strip_tiles, int weight_chunks, bool flat) {
+  __shared__ Origin origins[2][mma_pixels];
+  __shared__ Row rows[Tile::rows];
+  __shared__ int range[2];
+  if (!plan.valid()) {
+    fill_with_nan(a.dest.data, a.dest.batch * a.dest.channels * a.dest.height * a.dest.width);
+    return;
+  }
+  T* const stages = reinterpret_cast<T*>(dynamic_shared());
+  T* const weights = stages + mma_stages * PixelStage::elements;
+  const GatherSource<T> source{a.source, a.before, a.source.stride_c == 1, flat};
+  const int row_length = source.channels_last ? PixelStage::pixel_row : PixelStage::channel_row;
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const int first_line = warp % Tile::warps_along_pixels * Tile::lines * 16;
+  const int first_column = warp / Tile::warps_along_pixels * Tile::columns * 8;
+  const int64_t strip_pixels = static_cast<int64_t>(strip_tiles) * mma_pixels;
+  const int64_t work = product_tiles(a, plan, strip_pixels);
+
+  for (int64_t item = blockIdx.x; item < work; item += gridDim.x) {
+    const ProductTile tile(a, plan, item, Tile::rows, strip_pixels);
+    const int64_t pixels =
+        a.dest.batch * a.vertical.positions(tile.phase.row) * a.horizontal.positions(tile.phase.col);
+    if (tile.first_pixel >= pixels) continue;
+    const int64_t tiles_left = (pixels - tile.first_pixel + mma_pixels - 1) / mma_pixels;
+    const int tiles = static_cast<int>(tiles_left < strip_tiles ? tiles_left : strip_tiles);
+    __syncthreads();  // the last strip is done with what the rows and weights take the place of
+    for (int r = thread; r < tile.rows; r += mma_threads) {
+      rows[r] = row_of(plan, a.transposed, tile.first_row + r);
+    }
+    const StripSteps steps(a, tile.phase, sources_of(plan, rows, tile.rows, range));
+    const bool resident = steps.chunks <= weight_chunks;
+    if (resident) {
+      for (int chunk = 0; chunk < steps.chunks; ++chunk) {
+        load_weights<T, Tile>(a, plan, steps, chunk, rows, tile.rows, weights + chunk * Tile::weight_chunk);
+      }
+    }
+
+    const int step_count = tiles * steps.chunks;
+    // For the whole block: the first chunk of a tile of pixels has a barrier in it.
+    const auto load_step = [&](int step) {
+      const int pixel_tile = step / steps.chunks, chunk = step % steps.chunks;
+      Origin* const from = origins[pixel_tile % 2];
+      if (chunk == 0) {
+        if (thread < mma_pixels) {
+          Place place;
+          Origin origin{0, 0, nowhere, 0};
+          if (find_place(a, tile.phase, tile.first_pixel + pixel_tile * mma_pixels + thread, place)) {
+            origin = {offset_of(a.source, place.image, 0, place.source_row, place.source_col),
+                      static_cast<int32_t>(place.image), static_cast<int32_t>(place.source_row),
+                      static_cast<int32_t>(place.source_col)};
+          }
+          from[thread] = origin;
+        }
+        __syncthreads();
+      }
+      const int first = steps.first_source(chunk);
+      const Shift shift{static_cast<int32_t>(a.vertical.tap_shift(tile.phase.row, steps.tap_h(chunk))),
+                        static_cast<int32_t>(a.horizontal.tap_shift(tile.phase.col, steps.tap_w(chunk)))};
+      gather<T, mma_depth, mma_pixels>(source, plan.source_list + first, plan.source_runs + first,
+                                       steps.source_count(chunk), from, shift,
+                                       stages + step % mma_stages * PixelStage::elements);
+      if (!resident) {
+        load_weights<T, Tile>(a, plan, steps, chunk, rows, tile.rows,
+                              weights + step % mma_stages * Tile::weight_chunk);
+      }
+    };
+
+    float sums[Tile::lines][Tile::columns][4] = {};
+    for (int step = 0; step < mma_stages - 1; ++step) {
+      if (step < step_count) load_step(step);
+      commit_copies();
+    }
+    for (int step = 0; step < step_count; ++step) {
+      wait_copies<mma_stages - 2>();
+      __syncthreads();
+      if (step + mma_stages - 1 < step_count) load_step(step + mma_stages - 1);
+      commit_copies();
+
+      const int chunk = step % steps.chunks;
+      const T* const pixel_tile = stages + step % mma_stages * PixelStage::elements;
+      const T* const weight_tile = weights + (resident ? chunk : step % mma_stages) * Tile::weight_chunk;
+#pragma unroll
+      for (int depth = 0; depth < mma_depth; depth += 16) {
+        unsigned left[Tile::lines][4];
+#pragma unroll
+        for (int i = 0; i < Tile::lines; ++i) {
+          load_left(left[i], pixel_tile, row_length, !source.channels_last, first_line + i * 16, depth);
+        }
+#pragma unroll
+        for (int j = 0; j < Tile::columns; j += 2) {
+          unsigned right[4];
+          load_right(right, weight_tile, Tile::weight_row, false, first_column + j * 8, depth);
+#pragma unroll
+          for (int i = 0; i < Tile::lines; ++i) {
+            multiply(sums[i][j], left[i], right[0], right[1], T());
+            multiply(sums[i][j + 1], left[i], right[2], right[3], T());
+          }
+        }
+      }
+      if (chunk + 1 < steps.chunks) continue;
+
+      bool finite = true;
+      ProductTile done = tile;
+      done.first_pixel += step / steps.chunks * mma_pixels;
+#pragma unroll
+      for (int i = 0; i < Tile::lines; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          Place place;
+          const int line = first_line + i * 16 + half * 8 + lane / 4;
+          const bool there = find_place(a, tile.phase, done.first_pixel + line, place);
+#pragma unroll
+          for (int j = 0; j < Tile::columns; ++j) {
+            const int row = first_column + j * 8 + lane % 4 * 2;
+            float& first = sums[i][j][half * 2];
+            float& second = sums[i][j][half * 2 + 1];
+            if (there) {
+              store_two(a, place, rows + row, tile.rows - row, first, second);
+              finite &= is_finite(first) && is_finite(second);
+            }
+            first = second = 0;
+          }
+        }
+      }
+      if (!__syncthreads_and(finite)) repair_tile(a, plan, done, rows, mma_pixels);
+    }
+  }
+}
+
+}  // namespace groupconv::cuda

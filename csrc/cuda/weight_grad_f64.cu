@@ -1,0 +1,7 @@
+#include "cuda/launch_weight_grad.cuh"
+
+namespace groupconv::cuda {
+
+GROUPCONV_LAUNCH_WEIGHT_GRAD(double)
+
+}  // namespace groupconv::cuda

@@ -1,0 +1,16 @@
+// The device of the CUDA ops when their kernels run on the CPU: there is nothing to switch.
+#include "cuda_runtime.h"
+#include "torch/cuda_device.h"
+
+namespace groupconv::ops::on_cuda {
+
+struct OnDevice::Guard {};
+
+OnDevice::OnDevice(const Tensor&) : guard_(nullptr), stream_(nullptr) {}
+OnDevice::~OnDevice() = default;
+
+}  // namespace groupconv::ops::on_cuda
+
+extern "C" __attribute__((visibility("default"))) void take_turns_backwards(bool backwards) {
+  cuda_on_cpu::backwards = backwards;
+}

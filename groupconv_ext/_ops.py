@@ -26,6 +26,7 @@ __all__ = [
     "conv2d_input_grad",
     "conv2d_weight_grad",
     "dense_conv2d_weight_grad",
+    "empty_image",
     "is_channels_last",
     "kronecker_conv2d_grad",
     "kronecker_grad",
@@ -35,6 +36,7 @@ __all__ = [
     "labelled_conv2d_input_grad",
     "labelled_conv2d_weight_grad",
     "mask_weight",
+    "one_by_one",
     "pack",
     "prologue_conv2d",
     "prologue_conv2d_input_grad",
@@ -81,7 +83,7 @@ def is_channels_last(x: torch.Tensor) -> bool:
     return True
 
 
-def _empty(
+def empty_image(
     like: torch.Tensor, sizes: tuple[int, int, int, int], channels_last: bool
 ) -> torch.Tensor:
     _, c, h, w = (size if isinstance(size, torch.SymInt) else max(size, 1) for size in sizes)
@@ -108,7 +110,7 @@ def _fake_conv2d(
     _check_devices(x, weight, bias, residual, table)
     window = Window(*window_and_activation[:8])
     size = window.output_size(x.shape[2], x.shape[3], weight.shape[1], weight.shape[2])
-    return _empty(x, (x.shape[0], out_channels, *size), is_channels_last(x))
+    return empty_image(x, (x.shape[0], out_channels, *size), is_channels_last(x))
 
 
 def _fake_input_grad(
@@ -122,7 +124,7 @@ def _fake_input_grad(
 ) -> torch.Tensor:
     _check_devices(grad, weight, table)
     sizes = (grad.shape[0], in_channels, height, width)
-    return _empty(grad, sizes, bool(window_and_layout[-1]))
+    return empty_image(grad, sizes, bool(window_and_layout[-1]))
 
 
 def _fake_weight_grad(
@@ -150,7 +152,7 @@ def _fake_backward(
     want_input, want_weight, want_bias = window_activation_and_wanted[-3:]
     n, c, h, w = x.shape
     return (
-        _empty(x, (n, c, h, w), is_channels_last(x)) if want_input else x.new_empty(0),
+        empty_image(x, (n, c, h, w), is_channels_last(x)) if want_input else x.new_empty(0),
         weight.new_empty(weight.shape) if want_weight else x.new_empty(0),
         x.new_empty(grad.shape[1] if want_bias else 0),
     )
@@ -189,7 +191,7 @@ def _fake_prologue_input_grad(
         x.new_empty(x.shape[1], dtype=compute_dtype(x)),
         x.new_empty(x.shape[1], dtype=compute_dtype(x)),
     )
-    return _empty(x, sizes, is_channels_last(x)), by_scale, by_shift
+    return empty_image(x, sizes, is_channels_last(x)), by_scale, by_shift
 
 
 def _fake_prologue_weight_grad(
@@ -208,7 +210,7 @@ def _fake_prologue_weight_grad(
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """What the kernels compute in."""
+    """What kernels add up in: float32 for what is narrower."""
     return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
@@ -252,7 +254,7 @@ def _fake_labelled_conv2d(
 ) -> torch.Tensor:
     _check_devices(x, weight, bias, in_labels, out_labels)
     size = Window(*window).output_size(x.shape[2], x.shape[3], weight.shape[2], weight.shape[3])
-    return _empty(x, (x.shape[0], weight.shape[0], *size), is_channels_last(x))
+    return empty_image(x, (x.shape[0], weight.shape[0], *size), is_channels_last(x))
 
 
 def _fake_labelled_input_grad(
@@ -267,7 +269,7 @@ def _fake_labelled_input_grad(
 ) -> torch.Tensor:
     _check_devices(grad, weight, in_labels, out_labels)
     sizes = (grad.shape[0], weight.shape[1], height, width)
-    return _empty(grad, sizes, bool(window_and_layout[-1]))
+    return empty_image(grad, sizes, bool(window_and_layout[-1]))
 
 
 def _fake_labelled_weight_grad(
@@ -353,8 +355,8 @@ def _fake_two_level(
     height, width = restriction.shape[1:]
     size = Window(*window).output_size(x.shape[2], x.shape[3], height, width)
     return (
-        _empty(x, (x.shape[0], out_channels, *size), is_channels_last(x)),
-        _empty(x, (x.shape[0], groups, *size), is_channels_last(x)),
+        empty_image(x, (x.shape[0], out_channels, *size), is_channels_last(x)),
+        empty_image(x, (x.shape[0], groups, *size), is_channels_last(x)),
     )
 
 
@@ -377,7 +379,7 @@ def _fake_separable_conv2d(
     _check_devices(x, table, pointwise_table)
     height, width = weight.shape[1:]
     size = Window(*window).output_size(x.shape[2], x.shape[3], height, width)
-    return _empty(x, (x.shape[0], out_channels, *size), is_channels_last(x))
+    return empty_image(x, (x.shape[0], out_channels, *size), is_channels_last(x))
 
 
 def _fake_chain(
@@ -389,7 +391,7 @@ def _fake_chain(
     activation: int,
 ) -> torch.Tensor:
     _check_devices(x, bias, *weights, *tables)
-    return _empty(x, (x.shape[0], out_channels, x.shape[2], x.shape[3]), is_channels_last(x))
+    return empty_image(x, (x.shape[0], out_channels, x.shape[2], x.shape[3]), is_channels_last(x))
 
 
 def _fake_chain_grad(
@@ -403,7 +405,7 @@ def _fake_chain_grad(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _check_devices(grad, x, *weights, *tables)
     sizes = (x.shape[0], x.shape[1], x.shape[2], x.shape[3])
-    input_grad = _empty(x, sizes, is_channels_last(x)) if needs_input_grad else x.new_empty(0)
+    input_grad = empty_image(x, sizes, is_channels_last(x)) if needs_input_grad else x.new_empty(0)
     return input_grad, x.new_empty(entries if needs_weight_grad else 0)
 
 
@@ -420,7 +422,7 @@ def _unfold(y: torch.Tensor, size: int) -> Batched:
     return y.reshape(size, y.shape[0] // size, *y.shape[1:]), 0
 
 
-def _one_by_one(op: Any, size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+def one_by_one(op: Any, size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
     """Every weight of a batch of weights is a convolution of its own."""
 
     def pick(arg: Any, dim: Any, i: int) -> Any:
@@ -443,7 +445,7 @@ def _batch_conv2d(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
     x, weight, bias, residual, *rest = args
     x_dim, weight_dim, bias_dim, residual_dim, *_ = in_dims
     if weight_dim is not None or bias_dim is not None:
-        batched: Batched = _one_by_one(conv2d, size, in_dims, args)
+        batched: Batched = one_by_one(conv2d, size, in_dims, args)
         return batched
     if residual is not None:
         residual = _fold(residual, residual_dim, size)
@@ -454,7 +456,7 @@ def _batch_conv2d(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
 def _batch_input_grad(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
     size = info.batch_size
     if in_dims[1] is not None:
-        batched: Batched = _one_by_one(conv2d_input_grad, size, in_dims, args)
+        batched: Batched = one_by_one(conv2d_input_grad, size, in_dims, args)
         return batched
     grad, *rest = args
     return _unfold(conv2d_input_grad(_fold(grad, in_dims[0], size), *rest), size)
@@ -465,7 +467,7 @@ def _batch_prologue_conv2d(info: Any, in_dims: tuple[Any, ...], *args: Any) -> B
     x, weight, bias, residual, *rest = args
     x_dim, weight_dim, bias_dim, residual_dim, scale_dim, shift_dim, *_ = in_dims
     if any(dim is not None for dim in (weight_dim, bias_dim, scale_dim, shift_dim)):
-        batched: Batched = _one_by_one(prologue_conv2d, size, in_dims, args)
+        batched: Batched = one_by_one(prologue_conv2d, size, in_dims, args)
         return batched
     if residual is not None:
         residual = _fold(residual, residual_dim, size)
@@ -473,7 +475,7 @@ def _batch_prologue_conv2d(info: Any, in_dims: tuple[Any, ...], *args: Any) -> B
 
 
 def _batch_weight_grad(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
-    batched: Batched = _one_by_one(conv2d_weight_grad, info.batch_size, in_dims, args)
+    batched: Batched = one_by_one(conv2d_weight_grad, info.batch_size, in_dims, args)
     return batched
 
 
@@ -482,7 +484,7 @@ def _batch_chain(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
     x, *rest = args
     x_dim, weight_dims, bias_dim, *_ = in_dims
     if bias_dim is not None or any(dim is not None for dim in weight_dims or ()):
-        batched: Batched = _one_by_one(chain, size, in_dims, args)
+        batched: Batched = one_by_one(chain, size, in_dims, args)
         return batched
     return _unfold(chain(_fold(x, x_dim, size), *rest), size)
 
@@ -503,7 +505,7 @@ def _register_looping(name: str, fake: Callable[..., Any]) -> Any:
     """An operation whose batching rule calls it for one after another."""
 
     def batch(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return _one_by_one(op, info.batch_size, in_dims, args)
+        return one_by_one(op, info.batch_size, in_dims, args)
 
     op = _register(name, fake, batch)
     return op

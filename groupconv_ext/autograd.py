@@ -1,4 +1,4 @@
-"""The native operations made differentiable, any number of times.
+"""The operations made differentiable, any number of times.
 
 The convolution is linear in its input and in its weight, so its two gradients, the operation
 itself and nothing else make a closed system:
@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from . import _ops
 from ._ops import is_channels_last
+from .operations import ACTIVATIONS, NATIVE_OPERATIONS, Operations
 from .partition import Partition
 from .window import Window
 
@@ -36,9 +36,6 @@ __all__ = [
     "wants_grad",
     "weight_grad",
 ]
-
-ACTIVATIONS: tuple[str, ...] = ("none", "relu", "relu6", "silu", "hardswish")
-"""The position is the code that the native operations take."""
 
 FUSED_IN_TRAINING = frozenset({"none", "relu", "relu6"})
 """Activations whose derivative can be read off the output; others need what went in."""
@@ -54,14 +51,13 @@ def convolve(
     partition: Partition,
     window: Window,
     activation: str,
+    operations: Operations = NATIVE_OPERATIONS,
 ) -> torch.Tensor:
     """``activation(conv(x) + bias + residual)`` with a packed weight ``[entries, kh, kw]``."""
-    table = partition.cpu_table if x.is_cpu else partition.table(x.device)
     if not wants_grad(x, weight, bias, residual):
-        code = ACTIVATIONS.index(activation)
-        return _ops.conv2d(x, weight, bias, residual, table, partition.out_channels, *window, code)
+        return operations.conv2d(x, weight, bias, residual, partition, window, activation)
     y: torch.Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, residual, table, partition, window, activation
+        x, weight, bias, residual, partition, window, activation, operations
     )
     return y
 
@@ -73,15 +69,13 @@ def input_grad(
     window: Window,
     size: tuple[int, int],
     channels_last: bool,
+    operations: Operations = NATIVE_OPERATIONS,
 ) -> torch.Tensor:
     """∂L/∂x for x of height and width ``size``, from ∂L/∂y of the bare convolution."""
-    table = partition.table(grad.device)
     if not wants_grad(grad, weight):
-        return _ops.conv2d_input_grad(
-            grad, weight, table, partition.in_channels, *size, *window, channels_last
-        )
+        return operations.input_grad(grad, weight, partition, window, size, channels_last)
     y: torch.Tensor = _InputGrad.apply(  # type: ignore[no-untyped-call]
-        grad, weight, table, partition, window, size, channels_last
+        grad, weight, partition, window, size, channels_last, operations
     )
     return y
 
@@ -92,13 +86,13 @@ def weight_grad(
     partition: Partition,
     window: Window,
     kernel: tuple[int, int],
+    operations: Operations = NATIVE_OPERATIONS,
 ) -> torch.Tensor:
     """∂L/∂weight, packed, from ∂L/∂y of the bare convolution."""
-    table = partition.table(x.device)
     if not wants_grad(grad, x):
-        return _ops.conv2d_weight_grad(grad, x, table, partition.entries, *kernel, *window)
+        return operations.weight_grad(grad, x, partition, window, kernel)
     y: torch.Tensor = _WeightGrad.apply(  # type: ignore[no-untyped-call]
-        grad, x, table, partition, window, kernel
+        grad, x, partition, window, kernel, operations
     )
     return y
 
@@ -142,17 +136,16 @@ class _Convolution(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
-        table: torch.Tensor,
         partition: Partition,
         window: Window,
         activation: str,
+        operations: Operations,
     ) -> torch.Tensor:
-        code = ACTIVATIONS.index(activation)
-        return _ops.conv2d(x, weight, bias, residual, table, partition.out_channels, *window, code)
+        return operations.conv2d(x, weight, bias, residual, partition, window, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, weight, _, _, _, ctx.partition, ctx.window, ctx.activation = inputs
+        x, weight, _, _, ctx.partition, ctx.window, ctx.activation, ctx.operations = inputs
         ctx.save_for_backward(x, weight, None if ctx.activation == "none" else output)
 
     @staticmethod
@@ -160,25 +153,25 @@ class _Convolution(torch.autograd.Function):
         x, weight, output = ctx.saved_tensors
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
         wanted = (need_x, need_weight, need_bias)
+        call = (ctx.partition, ctx.window)
         if (
             any(wanted)
             and not torch.is_grad_enabled()
             and not (need_residual and output is not None)
         ):
             # Nobody differentiates this again, so one operation may do it all.
-            table = ctx.partition.table(x.device)
-            code = ACTIVATIONS.index(ctx.activation)
-            made = _ops.conv2d_backward(grad, output, x, weight, table, *ctx.window, code, *wanted)
-            grads = (g if want else None for g, want in zip(made, wanted, strict=True))
-            return *grads, grad if need_residual else None, *(None,) * 4
+            made = ctx.operations.backward(grad, output, x, weight, *call, ctx.activation, wanted)
+            if made is not None:
+                return *made, grad if need_residual else None, *(None,) * 4
         grad = before_activation(ctx.activation, grad, output)
         grad_x = grad_weight = grad_bias = None
         if need_x:
             size = (x.shape[2], x.shape[3])
-            grad_x = input_grad(grad, weight, ctx.partition, ctx.window, size, is_channels_last(x))
+            last = is_channels_last(x)
+            grad_x = input_grad(grad, weight, *call, size, last, ctx.operations)
         if need_weight:
             kernel = (weight.shape[1], weight.shape[2])
-            grad_weight = weight_grad(grad, x, ctx.partition, ctx.window, kernel)
+            grad_weight = weight_grad(grad, x, *call, kernel, ctx.operations)
         if need_bias:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, grad if need_residual else None, *(None,) * 4
@@ -192,31 +185,31 @@ class _InputGrad(torch.autograd.Function):
     def forward(
         grad: torch.Tensor,
         weight: torch.Tensor,
-        table: torch.Tensor,
         partition: Partition,
         window: Window,
         size: tuple[int, int],
         channels_last: bool,
+        operations: Operations,
     ) -> torch.Tensor:
-        return _ops.conv2d_input_grad(
-            grad, weight, table, partition.in_channels, *size, *window, channels_last
-        )
+        return operations.input_grad(grad, weight, partition, window, size, channels_last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        grad, weight, _, ctx.partition, ctx.window, _, _ = inputs
+        grad, weight, ctx.partition, ctx.window, _, _, ctx.operations = inputs
         ctx.save_for_backward(grad, weight)
 
     @staticmethod
     def backward(ctx: Any, gradgrad: torch.Tensor) -> tuple[Grad, ...]:
         grad, weight = ctx.saved_tensors
         need_grad, need_weight, *_ = ctx.needs_input_grad
+        call = (ctx.partition, ctx.window)
         by_grad = by_weight = None
         if need_grad:
-            by_grad = convolve(gradgrad, weight, None, None, ctx.partition, ctx.window, "none")
+            operands = (gradgrad, weight, None, None)
+            by_grad = convolve(*operands, *call, "none", ctx.operations)
         if need_weight:
             kernel = (weight.shape[1], weight.shape[2])
-            by_weight = weight_grad(grad, gradgrad, ctx.partition, ctx.window, kernel)
+            by_weight = weight_grad(grad, gradgrad, *call, kernel, ctx.operations)
         return by_grad, by_weight, *(None,) * 5
 
 
@@ -228,26 +221,27 @@ class _WeightGrad(torch.autograd.Function):
     def forward(
         grad: torch.Tensor,
         x: torch.Tensor,
-        table: torch.Tensor,
         partition: Partition,
         window: Window,
         kernel: tuple[int, int],
+        operations: Operations,
     ) -> torch.Tensor:
-        return _ops.conv2d_weight_grad(grad, x, table, partition.entries, *kernel, *window)
+        return operations.weight_grad(grad, x, partition, window, kernel)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        grad, x, _, ctx.partition, ctx.window, _ = inputs
+        grad, x, ctx.partition, ctx.window, _, ctx.operations = inputs
         ctx.save_for_backward(grad, x)
 
     @staticmethod
     def backward(ctx: Any, gradgrad: torch.Tensor) -> tuple[Grad, ...]:
         grad, x = ctx.saved_tensors
         need_grad, need_x, *_ = ctx.needs_input_grad
+        call = (ctx.partition, ctx.window)
         by_grad = by_x = None
         if need_grad:
-            by_grad = convolve(x, gradgrad, None, None, ctx.partition, ctx.window, "none")
+            by_grad = convolve(x, gradgrad, None, None, *call, "none", ctx.operations)
         if need_x:
             size = (x.shape[2], x.shape[3])
-            by_x = input_grad(grad, gradgrad, ctx.partition, ctx.window, size, is_channels_last(x))
+            by_x = input_grad(grad, gradgrad, *call, size, is_channels_last(x), ctx.operations)
         return by_grad, by_x, *(None,) * 4

@@ -33,11 +33,12 @@ lists. For even groups that is exactly the memory of ``nn.Conv2d(groups=G).weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, pairwise
 from typing import NoReturn, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.compiler import is_compiling
 from torch.utils._pytree import register_constant
@@ -49,6 +50,7 @@ from ._per_device import PerDevice
 __all__ = ["Partition", "kronecker_radices"]
 
 Device: TypeAlias = torch.device | str | int
+Derivation: TypeAlias = Callable[..., npt.NDArray[np.signedinteger]]
 
 
 class Partition:
@@ -65,11 +67,13 @@ class Partition:
         outputs: For every group the output channels it writes; disjoint, all channels covered.
         groups: Number of groups, empty ones included.
         sizes: ``(outputs, inputs)`` counted for every group.
+        widest: The most outputs that a group has, and the most inputs.
         entries: Σ outputs · inputs over the groups: the length of a packed weight.
         is_even: Every group has the same size, as in ``nn.Conv2d(groups=G)``.
         is_contiguous: The lists, one after another, count 0, 1, 2, … on both sides, so no channel
             moves; with ``is_even`` this *is* ``nn.Conv2d(groups=G)``.
         has_overlap: Some input channel is read by more than one group.
+        reads_all: Every input channel is read by some group.
         cpu_table: :meth:`table` on the CPU.
     """
 
@@ -79,10 +83,12 @@ class Partition:
     outputs: tuple[tuple[int, ...], ...]
     groups: int
     sizes: tuple[tuple[int, int], ...]
+    widest: tuple[int, int]
     entries: int
     is_even: bool
     is_contiguous: bool
     has_overlap: bool
+    reads_all: bool
     cpu_table: torch.Tensor
     _unread: int
     _table: PerDevice
@@ -124,10 +130,12 @@ class Partition:
             outputs=output_lists,
             groups=groups,
             sizes=sizes,
+            widest=(max(out for out, _ in sizes), max(ins for _, ins in sizes)),
             entries=sum(out * ins for out, ins in sizes),
             is_even=len(set(sizes)) == 1,
             is_contiguous=_counts_up(reads, in_channels) and _counts_up(writes, out_channels),
             has_overlap=distinct_reads < len(reads),
+            reads_all=distinct_reads == in_channels,
             cpu_table=table.on(torch.device("cpu")),
             _unread=in_channels - distinct_reads,
             _table=table,
@@ -323,6 +331,16 @@ class Partition:
         """Where each output channel stands in group order: the gather after one."""
         return _constant(self, "_write_order", torch.device(device))
 
+    def derived(self, make: Derivation, *settings: int, device: Device) -> torch.Tensor:
+        """What ``make(self, *settings)`` returns as a tensor on ``device``, made once and kept.
+
+        For kernels that want this partition in a form of their own; ``make`` is a function of a
+        module, known by its name.
+        """
+        name = "_".join(("", make.__name__, *map(str, settings)))
+        _keep(self, name, make, settings)
+        return _constant(self, name, torch.device(device))
+
     # ---- a value like a tuple -----------------------------------------------------------------
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -377,8 +395,15 @@ def _prepare(partition: Partition, name: str, device: torch.device) -> bool:
     return tensors.on(device).device == device
 
 
+def _keep(partition: Partition, name: str, make: Derivation, settings: tuple[int, ...]) -> None:
+    """Give ``partition`` an index tensor for each device under ``name``, if it has none yet."""
+    if name not in vars(partition):
+        vars(partition)[name] = PerDevice(lambda: make(partition, *settings))
+
+
 # What torch.compiler.assume_constant_result does, which would import the compiler, for seconds.
 _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_keep._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _constant(partition: Partition, name: str, device: torch.device) -> torch.Tensor:

@@ -20,7 +20,8 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import _ops, reference
-from .autograd import ACTIVATIONS, before_activation, input_grad, wants_grad, weight_grad
+from .autograd import before_activation, input_grad, wants_grad, weight_grad
+from .operations import NATIVE_OPERATIONS, Before, Operations
 from .partition import Partition
 from .window import Window
 
@@ -88,16 +89,16 @@ def convolve_after(
     partition: Partition,
     window: Window,
     activation: str,
+    operations: Operations = NATIVE_OPERATIONS,
 ) -> torch.Tensor:
-    """:func:`~groupconv_ext.autograd.convolve` of x', by the native operations."""
-    table = partition.cpu_table if x.is_cpu else partition.table(x.device)
+    """:func:`~groupconv_ext.autograd.convolve` of x'."""
     scale, shift, before = prologue
-    operands = (x, weight, bias, residual, scale, shift, before == "relu", table)
+    relu = before == "relu"
     if not wants_grad(x, weight, bias, residual, scale, shift):
-        code = ACTIVATIONS.index(activation)
-        return _ops.prologue_conv2d(*operands, partition.out_channels, *window, code)
+        operands = (x, weight, bias, residual, partition, window, activation)
+        return operations.conv2d(*operands, (scale, shift, relu))
     y: torch.Tensor = _PrologueConvolution.apply(  # type: ignore[no-untyped-call]
-        *operands, partition, window, activation
+        *(x, weight, bias, residual, scale, shift, relu, partition, window, activation, operations)
     )
     return y
 
@@ -117,20 +118,18 @@ class _PrologueConvolution(torch.autograd.Function):
         scale: torch.Tensor | None,
         shift: torch.Tensor | None,
         relu: bool,
-        table: torch.Tensor,
         partition: Partition,
         window: Window,
         activation: str,
+        operations: Operations,
     ) -> torch.Tensor:
-        operands = (x, weight, bias, residual, scale, shift, relu, table)
-        code = ACTIVATIONS.index(activation)
-        return _ops.prologue_conv2d(*operands, partition.out_channels, *window, code)
+        operands = (x, weight, bias, residual, partition, window, activation)
+        return operations.conv2d(*operands, (scale, shift, relu))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, weight, _, _, scale, shift, ctx.relu, _, ctx.partition, ctx.window, ctx.activation = (
-            inputs
-        )
+        x, weight, _, _, scale, shift, *settings = inputs
+        ctx.relu, ctx.partition, ctx.window, ctx.activation, ctx.operations = settings
         kept = None if ctx.activation == "none" else output
         ctx.save_for_backward(x, weight, scale, shift, kept)
 
@@ -142,11 +141,12 @@ class _PrologueConvolution(torch.autograd.Function):
             ctx.needs_input_grad
         )
         need_input = need_x or need_scale or need_shift
-        call = (grad, weight, x, scale, shift, ctx.relu, ctx.partition, ctx.window)
+        before = (scale, shift, ctx.relu)
+        call = (grad, weight, x, before, ctx.partition, ctx.window, ctx.operations)
         if wants_grad(grad, weight, x, scale, shift):
             found = _differentiable_grads(*call, need_input, need_weight)
         else:
-            found = _native_grads(*call, need_input, need_weight)
+            found = _grads(*call, need_input, need_weight)
         grad_x, grad_scale, grad_shift, grad_weight = found
         return (
             grad_x if need_x else None,
@@ -159,27 +159,24 @@ class _PrologueConvolution(torch.autograd.Function):
         )
 
 
-def _native_grads(
+def _grads(
     grad: torch.Tensor,
     weight: torch.Tensor,
     x: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    relu: bool,
+    before: Before,
     partition: Partition,
     window: Window,
+    operations: Operations,
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Grad, Grad, Grad, Grad]:
-    table = partition.table(x.device)
-    before = (scale, shift, relu, table)
     by_input: tuple[Grad, Grad, Grad] = None, None, None
     by_weight = None
     if need_input:
-        by_input = _ops.prologue_conv2d_input_grad(grad, weight, x, *before, *window)
+        by_input = operations.prologue_input_grad(grad, weight, x, before, partition, window)
     if need_weight:
-        sizes = (partition.entries, weight.shape[1], weight.shape[2])
-        by_weight = _ops.prologue_conv2d_weight_grad(grad, x, *before, *sizes, *window)
+        kernel = (weight.shape[1], weight.shape[2])
+        by_weight = operations.weight_grad(grad, x, partition, window, kernel, before)
     return *by_input, by_weight
 
 
@@ -187,27 +184,28 @@ def _differentiable_grads(
     grad: torch.Tensor,
     weight: torch.Tensor,
     x: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    relu: bool,
+    before: Before,
     partition: Partition,
     window: Window,
+    operations: Operations,
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Grad, Grad, Grad, Grad]:
     """The same gradients made of operations that can be differentiated again: x' is stored."""
+    scale, shift, relu = before
     wide = x.to(_ops.compute_dtype(x))
     prepared = reference.prologue(x, scale, shift, "relu" if relu else None)
     by_x = by_scale = by_shift = by_weight = None
     if need_input:
         size = (x.shape[2], x.shape[3])
         channels_last = _ops.is_channels_last(x)
-        g = input_grad(grad, weight, partition, window, size, channels_last).to(wide.dtype)
+        g = input_grad(grad, weight, partition, window, size, channels_last, operations)
+        g = g.to(wide.dtype)
         if relu:
             g = torch.ops.aten.threshold_backward(g, prepared.to(wide.dtype), 0)
         by_x = (g if scale is None else g * scale[:, None, None]).to(x.dtype)
         by_scale, by_shift = (g * wide).sum((0, 2, 3)), g.sum((0, 2, 3))
     if need_weight:
         kernel = (weight.shape[1], weight.shape[2])
-        by_weight = weight_grad(grad, prepared, partition, window, kernel)
+        by_weight = weight_grad(grad, prepared, partition, window, kernel, operations)
     return by_x, by_scale, by_shift, by_weight

@@ -20,6 +20,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+# Without a GPU the Triton kernels run in Triton's interpreter; Triton looks when they are loaded.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 class TorchRandom:
     """PyTorch's global generator as Hypothesis wants to see it: seeded anew for each example."""

@@ -276,10 +276,12 @@ def assert_within_rounding(
     Stability of Numerical Algorithms*, §3.1 and §4.2). That is below n·eps Σ|product|, and so are
     two such sums apart from each other, the oracle's own in float64, below (n + 1)·eps Σ|product|.
 
-    bfloat16 is summed in float32 and rounded once at the end. An activation has a slope of at most
-    1.5 (hardswish at 3), returns nothing larger than its argument, and adds a few roundings.
+    bfloat16 and float16 are summed in float32 and rounded once at the end. An activation has a
+    slope of at most 1.5 (hardswish at 3), returns nothing larger than its argument, and adds a few
+    roundings.
     """
-    summed_in = torch.float32 if actual.dtype == torch.bfloat16 else actual.dtype
+    narrow = actual.dtype in (torch.bfloat16, torch.float16)
+    summed_in = torch.float32 if narrow else actual.dtype
     eps = torch.finfo(summed_in).eps
     value, bound = expected.value, (expected.terms + 1) * eps * expected.magnitude
     if activation not in (None, "none"):

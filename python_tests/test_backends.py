@@ -18,6 +18,7 @@ from groupconv_ext.backends.aten import ATEN
 from groupconv_ext.backends.dense import DENSE
 from groupconv_ext.backends.native import NATIVE
 from groupconv_ext.backends.oracle import REFERENCE
+from groupconv_ext.backends.triton import TRITON
 
 ALL = (pytest.param(NATIVE, marks=needs_native, id="native"), ATEN, DENSE, REFERENCE)
 
@@ -59,7 +60,7 @@ def test_all_keep_the_memory_format(backend: Backend) -> None:
 
 
 def test_names() -> None:
-    assert backends.names() == ("native", "aten", "dense", "reference")
+    assert backends.names() == ("native", "triton", "aten", "dense", "reference")
 
 
 @needs_native
@@ -111,10 +112,13 @@ def test_native_says_why_not(call: Call, reason: str) -> None:
 
 @needs_native
 def test_explain() -> None:
-    nothing = dict.fromkeys(backends.names())
-    assert backends.explain("cpu", torch.float32) == nothing
+    others = dict.fromkeys(name for name in backends.names() if name != "triton")
+    reasons = backends.explain("cpu", torch.float32)
+    assert reasons.pop("triton") == TRITON.why_not(Call("cpu", torch.float32, False))
+    assert reasons == others
     reasons = backends.explain("cpu", torch.float16, needs_grad=True)
-    assert "float16" in reasons.pop("native")
+    reasons.pop("triton")
+    assert "float16" in str(reasons.pop("native"))
     assert set(reasons.values()) == {None}
 
 

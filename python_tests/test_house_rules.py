@@ -23,6 +23,7 @@ FLOORS = (
         "reference",
         "_introspect",
         "_ops",
+        "operations",
         "autograd",
         "prologue",
         "masked",

@@ -1,7 +1,8 @@
 """Ways to compute a partitioned convolution, and the choice among them.
 
 =============  ======================================================================
-``native``     this library's kernels
+``native``     this library's kernels, in C++ and CUDA
+``triton``     its Triton kernels
 ``aten``       ``index_select`` → ``F.conv2d(groups=G)`` → ``index_select``
 ``dense``      the weight expanded with zeros, through ``F.conv2d``
 ``reference``  a loop over the groups in plain PyTorch
@@ -21,10 +22,11 @@ from .dense import DENSE
 from .native import NATIVE
 from .oracle import REFERENCE
 from .registry import Backend, Call
+from .triton import TRITON
 
 __all__ = ["Backend", "BackendError", "Call", "choose", "explain", "names"]
 
-_BACKENDS = {backend.name: backend for backend in (NATIVE, ATEN, DENSE, REFERENCE)}
+_BACKENDS = {backend.name: backend for backend in (NATIVE, TRITON, ATEN, DENSE, REFERENCE)}
 _AUTO_ON_CPU = (NATIVE, ATEN)
 _AUTO_ELSEWHERE = (ATEN,)
 

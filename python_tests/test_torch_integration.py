@@ -265,8 +265,9 @@ def test_autocast(backend: str) -> None:
     assert x.grad.dtype == network.first.weight.grad.dtype == torch.float32
     low = copy.deepcopy(network).bfloat16()
     assert torch.equal(y, low(x.bfloat16()))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert Network(backend).double()(x.double()).dtype == torch.float64
+    if backends.explain("cpu", torch.float64)[backend] is None:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert Network(backend).double()(x.double()).dtype == torch.float64
 
 
 @each_backend

@@ -14,6 +14,7 @@ from .interleaved import (
     compose,
 )
 from .partitioned import PartitionedConv1d, PartitionedConv2d
+from .replace import replace
 from .separable import DepthwiseSeparableConv2d, XceptionConv2d
 from .shuffle import ShuffledConv2d
 from .two_level import TwoLevelConv2d
@@ -40,5 +41,6 @@ __all__ = [
     "convert",
     "name_layers",
     "parameter_groups",
+    "replace",
     "structure",
 ]

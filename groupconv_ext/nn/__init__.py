@@ -5,6 +5,7 @@ from .condense import CondenseConv2d
 from .convert import convert, parameter_groups, structure
 from .dgconv import DGConv2d, ResourceConstraint
 from .flgc import FLGConv1d, FLGConv2d
+from .fold import fold
 from .interleaved import (
     IGCV2Conv2d,
     IGCV3Block,
@@ -39,6 +40,7 @@ __all__ = [
     "complementary",
     "compose",
     "convert",
+    "fold",
     "name_layers",
     "parameter_groups",
     "replace",

@@ -15,6 +15,7 @@ from .condensenet import condense
 from .registry import Entry, create, entry
 from .registry import list_models as list  # noqa: A004 (gc.models.list is its name)
 from .resnet import learned_groups
+from .weights import load_public
 
 __all__ = [
     "Entry",
@@ -28,6 +29,7 @@ __all__ = [
     "igcv3",
     "learned_groups",
     "list",
+    "load_public",
     "mobilenet",
     "resnet",
     "shufflenet",

@@ -5,6 +5,7 @@ from .condense import CondenseConv2d
 from .convert import convert, parameter_groups, structure
 from .dgconv import DGConv2d, ResourceConstraint
 from .flgc import FLGConv1d, FLGConv2d
+from .fold import fold
 from .interleaved import (
     IGCV2Conv2d,
     IGCV3Block,
@@ -14,6 +15,7 @@ from .interleaved import (
     compose,
 )
 from .partitioned import PartitionedConv1d, PartitionedConv2d
+from .replace import replace
 from .separable import DepthwiseSeparableConv2d, XceptionConv2d
 from .shuffle import ShuffledConv2d
 from .two_level import TwoLevelConv2d
@@ -38,7 +40,9 @@ __all__ = [
     "complementary",
     "compose",
     "convert",
+    "fold",
     "name_layers",
     "parameter_groups",
+    "replace",
     "structure",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -14,7 +14,13 @@ from ..learned import BACKENDS, check_option, packed_weight
 from ..partition import Partition
 from ..window import IntOrPair, Padding
 from ._learned import GroupedLayer
-from .partitioned import ConvArguments, PartitionedConv1d, PartitionedConv2d, packed_layer
+from .partitioned import (
+    ConvArguments,
+    PartitionedConv1d,
+    PartitionedConv2d,
+    dense_layer,
+    packed_layer,
+)
 
 __all__ = ["DenselyTrained"]
 
@@ -67,6 +73,11 @@ class DenselyTrained(ConvArguments, GroupedLayer):
             self.weight.uniform_(-bound, bound)
             if self.bias is not None:
                 self.bias.uniform_(-bound, bound)
+
+    @classmethod
+    def _from_conv(cls, conv: Any, **options: Any) -> Self:
+        layer: Self = dense_layer(cls, conv, **options)
+        return layer
 
     # ---- what a method has to say ---------------------------------------------------------------
 

@@ -17,6 +17,8 @@ dropped takes no part in it, gets no gradient and stays what it was.
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import nn
 
@@ -27,7 +29,7 @@ from ..prologue import Prologue
 from ..window import IntOrPair, Padding
 from ._learned import GroupedLayer
 from ._windowed import ParameterFactory, Windowed, check_backend
-from .partitioned import PartitionedConv2d, packed_layer
+from .partitioned import PartitionedConv2d, dense_layer, packed_layer
 
 __all__ = ["CondenseConv2d"]
 
@@ -106,6 +108,12 @@ class CondenseConv2d(Windowed, GroupedLayer):
         self.weight = new(out_channels, in_channels, *self.kernel_size)
         self.register_parameter("bias", new(out_channels) if bias else None)
         self.reset_parameters()
+
+    @classmethod
+    def from_conv2d(cls, conv: nn.Conv2d, **options: Any) -> Self:
+        """A layer with the arguments and the weight of ``conv``; options as of the layer."""
+        layer: Self = dense_layer(cls, conv, **options)
+        return layer
 
     def reset_parameters(self) -> None:
         """Start as ``nn.Conv2d`` does."""

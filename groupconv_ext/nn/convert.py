@@ -15,6 +15,7 @@ from torch import nn
 
 from ..partition import Partition
 from ._learned import GroupedLayer, name_layers
+from .replace import substitute
 
 __all__ = ["convert", "named_partitions", "parameter_groups", "structure"]
 
@@ -34,7 +35,7 @@ def convert(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {model!r}; expected an nn.Module")
-    deployed: dict[GroupedLayer, nn.Module] = {}
+    deployed: dict[nn.Module, nn.Module] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, GroupedLayer):
             try:
@@ -42,12 +43,7 @@ def convert(model: nn.Module) -> nn.Module:
             except ValueError as error:
                 where = name or type(layer).__name__
                 raise ValueError(f"layer {where!r} cannot be converted: {error}") from error
-    for parent in list(model.modules()):
-        # Not named_children, which tells of a layer in two places only once.
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, GroupedLayer):
-                setattr(parent, name, deployed[child])
-    return deployed[model] if isinstance(model, GroupedLayer) else model
+    return substitute(model, deployed)
 
 
 def parameter_groups(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -92,6 +93,11 @@ class DGConv2d(DenselyTrained):
         self.gates = nn.Parameter(torch.empty(len(self.radices), device=device, dtype=dtype))
         self.gate_history: list[tuple[int, tuple[int, ...]]] = []
         self.reset_parameters(gates)
+
+    @classmethod
+    def from_conv2d(cls, conv: nn.Conv2d, **options: Any) -> Self:
+        """A layer with the arguments and the weight of ``conv``; options as of the layer."""
+        return cls._from_conv(conv, **options)
 
     def reset_parameters(self, gates: Sequence[int] | None = None) -> None:
         """Gates ±1e-8, at random or as given; weight as in ``nn.Conv2d`` with as many groups."""

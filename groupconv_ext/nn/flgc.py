@@ -11,6 +11,8 @@ and only while the structure learns: see :mod:`groupconv_ext.masked`.
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import nn
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once
@@ -183,11 +185,21 @@ class FLGConv2d(_FLGConv):
 
     dimensions = 2
 
+    @classmethod
+    def from_conv2d(cls, conv: nn.Conv2d, **options: Any) -> Self:
+        """A layer with the arguments and the weight of ``conv``; options as of the layer."""
+        return cls._from_conv(conv, **options)
+
 
 class FLGConv1d(_FLGConv):
     """``nn.Conv1d`` whose G groups are learned, channel by channel and filter by filter."""
 
     dimensions = 1
+
+    @classmethod
+    def from_conv1d(cls, conv: nn.Conv1d, **options: Any) -> Self:
+        """A layer with the arguments and the weight of ``conv``; options as of the layer."""
+        return cls._from_conv(conv, **options)
 
 
 def _check_start(partition: Partition, in_channels: int, out_channels: int) -> None:

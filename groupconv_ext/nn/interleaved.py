@@ -28,7 +28,6 @@ from functools import cache
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from .. import _checks
 from ..chain import chain
@@ -318,6 +317,7 @@ class IGCV3Block(nn.Module):
             hidden, hidden, 3, stride, 1, groups=hidden, bias=False, backend=backend
         )
         self.depthwise_norm = nn.BatchNorm2d(hidden)
+        self.activation = nn.ReLU6()
         last = ShuffledConv2d if second_shuffle else PartitionedConv2d
         self.project = last(hidden, out_channels, 1, groups=groups, bias=False, backend=backend)
         self.project_norm = nn.BatchNorm2d(out_channels)
@@ -325,7 +325,7 @@ class IGCV3Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the block to ``x``."""
         y: torch.Tensor = self.expand_norm(self.expand(x))
-        y = functional.relu6(self.depthwise_norm(self.depthwise(y)))
+        y = self.activation(self.depthwise_norm(self.depthwise(y)))
         y = self.project_norm(self.project(y))
         return x + y if self.skip else y
 

@@ -245,6 +245,32 @@ class _PartitionedConv(ConvArguments, nn.Module):
 Layer = TypeVar("Layer", bound=_PartitionedConv)
 
 
+def dense_layer(kind: Any, conv: Any, **options: Any) -> Any:
+    """A layer with a dense weight, and the arguments, weight, bias and mode of ``conv``.
+
+    Where ``conv`` has groups, the weight is zero outside of them.
+    """
+    layer = kind(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+        **options,
+    )
+    groups = Partition.contiguous(conv.in_channels, conv.out_channels, conv.groups)
+    with torch.no_grad():
+        layer.weight.copy_(groups.unpack(conv.weight))
+        if conv.bias is not None:
+            layer.bias.copy_(conv.bias)
+    return layer.train(conv.training)
+
+
 def packed_layer(
     kind: type[Layer], conv: Any, partition: Partition, dense: torch.Tensor, **options: Any
 ) -> Layer:

@@ -118,6 +118,7 @@ CASES = {
         Partition.interleaved(4, 4, 2), 2, (1, 2), (2, 2), Window(1, 1, 3, 3, 3, 3, 1, 1)
     ),
     "neighbours in memory": Problem(Partition.contiguous(128, 136, 2), 2, (8, 24)),
+    "many pixels": Problem(Partition.random(40, 72, 2, seed=9), 2, (30, 33)),
     "more weights than fit": Problem(Partition.random(160, 70, 1, seed=6), 1, (6, 7), (3, 3), SAME),
     "small groups": Problem(Partition.random(96, 96, 16, seed=7), 2, (8, 9), (3, 3), SAME),
     "more groups than threads": Problem(Partition.random(1100, 1100, 1100, seed=3), 1, (1, 1)),

@@ -63,13 +63,15 @@ struct WeightGradProblem {
   int64_t* plan = nullptr;
 };
 
+enum class WeightGradKernel { entries, tiles, mma_slim, mma_wide };
 struct WeightGradChoice {
-  bool by_entry;
+  WeightGradKernel kernel;
   PlanProblem partition;
   int64_t slices;
   int64_t plan_words;
 };
-WeightGradChoice choose_weight_grad(const PlanProblem& partition, int64_t window_area, int64_t pixels);
+WeightGradChoice choose_weight_grad(Element element, const PlanProblem& partition, int64_t window_area,
+                                    int64_t pixels, int64_t longest_side);
 cudaError_t run_weight_grad(Element element, const WeightGradChoice& choice, const WeightGradProblem& problem,
                             cudaStream_t stream);
 

@@ -34,15 +34,18 @@ TypedPrologue::TypedPrologue(const PrologueTensors* prologue, const Tensor& inpu
 
 namespace {
 
+// Of both images, their batch and the window: what coordinates are made of.
+int64_t longest_side(const Image<const void>& one, int64_t height, int64_t width, const Window& w) {
+  return std::max({one.batch, one.height, one.width, height, width, w.pad_top + w.reach_h(),
+                   w.pad_left + w.reach_w(), w.stride_h, w.stride_w});
+}
+
 void run_product(const Tensor& like, const cuda::PlanProblem& partition, cuda::ProductProblem& problem,
                  cudaStream_t stream) {
-  const auto longest = [](const auto& image) { return std::max({image.batch, image.height, image.width}); };
   const cuda::Element element = element_of(like);
-  const Window& w = problem.window;
-  const cuda::ProductChoice choice =
-      cuda::choose_product(element, partition,
-                           std::max({longest(problem.source), longest(problem.dest), w.pad_top + w.reach_h(),
-                                     w.pad_left + w.reach_w(), w.stride_h, w.stride_w}));
+  const cuda::ProductChoice choice = cuda::choose_product(
+      element, partition,
+      longest_side(problem.source, problem.dest.height, problem.dest.width, problem.window));
   const Tensor plan = scratch(like, choice.plan_words, ScalarType::Long);
   problem.partition = choice.partition;
   problem.plan = static_cast<int64_t*>(plan.data_ptr());
@@ -143,7 +146,8 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
   if (weight_grad.numel() == 0) return weight_grad;
   const TypedPrologue before(prologue, input);
   const cuda::WeightGradChoice choice =
-      cuda::choose_weight_grad(partition, window.area(), grad.size(0) * grad.size(2) * grad.size(3));
+      cuda::choose_weight_grad(element, partition, window.area(), grad.size(0) * grad.size(2) * grad.size(3),
+                               longest_side(image_of<const void>(input), grad.size(2), grad.size(3), window));
   const Tensor plan = scratch(input, choice.plan_words, ScalarType::Long);
   const Tensor partial = scratch(input, choice.slices * weight_grad.numel(), sum_type(input));
   cuda::WeightGradProblem problem;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/channel_pass.cuh"
+#include "cuda/labels.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/typed.cuh"
 #include "cuda/weight_grad_fma.cuh"
@@ -64,14 +65,20 @@ cudaError_t launch_and_add_slices(const WeightGradChoice& choice, const WeightGr
   const WeightGradArguments<T> a{typed<const T>(p.grad),
                                  typed<const T>(p.input),
                                  static_cast<Sum<T>*>(p.partial),
-                                 choice.partition.entries,
+                                 p.size,
                                  choice.slices,
+                                 p.in_labels ? choice.partition.in_channels : 0,
                                  vertical_axis(p.window, p.grad.height, p.input.height, false),
                                  horizontal_axis(p.window, p.grad.width, p.input.width, false),
                                  typed<T>(p.before)};
   const cudaError_t error = launch_slices(choice.kernel, a, p.window, plan, stream);
   if (error != cudaSuccess) return error;
   const int64_t count = a.entries * a.area();
+  if (p.in_labels) {
+    return launch(add_labelled_slices<Sum<T>, T>, blocks_of_threads(count, pass_threads), pass_threads, 0,
+                  stream, a.partial, a.slices, static_cast<T*>(p.weight_grad), count,
+                  {p.in_labels, p.out_labels, a.dense_columns, a.area()});
+  }
   return launch(add_slices<Sum<T>, T>, blocks_of_threads(count, pass_threads), pass_threads, 0, stream,
                 a.partial, a.slices, count, static_cast<T*>(p.weight_grad), count);
 }

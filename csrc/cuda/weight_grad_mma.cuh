@@ -45,7 +45,7 @@ __device__ void store_weight(const WeightGradArguments<T>& a, const Plan& plan, 
                              int row, int column, int64_t tap, int64_t slice, const PixelRange& range,
                              float sum) {
   if (row >= tile.rows || column >= tile.columns) return;
-  const int64_t entry = entry_of(plan, tile.first_row + row, tile.first_column + column);
+  const int64_t entry = entry_of(plan, a.dense_columns, tile.first_row + row, tile.first_column + column);
   if (entry < 0) return;
   if (!is_finite(sum)) {
     sum = sum_over_pixels(a, plan.row_list[tile.first_row + row],

@@ -2,7 +2,8 @@
 
 ``native`` computes the blocks that are selected, as :mod:`groupconv_ext.masked` does. ``dense``
 multiplies the weight by its mask and convolves densely in plain PyTorch, on every device and dtype.
-``auto`` takes the first where it runs: on the CPU in float32, float64 and bfloat16.
+``auto`` takes the first on the CPU in float32, float64 and bfloat16, the second elsewhere. On CUDA
+the first never waits to look at logits or gates: where they are not finite, the result is NaN.
 """
 
 from __future__ import annotations
@@ -247,8 +248,8 @@ def _native(backend: str, *operands: torch.Tensor) -> bool:
     for operand in operands:
         device = operand.device.type
         reason = NATIVE.why_not(Call(device, operand.dtype, needs_grad=True))
-        if reason is None and device not in ("cpu", "meta"):
-            reason = f"learns groups on the CPU only, not on {device}"
+        if backend == "auto" and device not in ("cpu", "meta"):
+            return False
         if reason is not None:
             if backend == "native":
                 raise BackendError(f"backend 'native' cannot run here: it {reason}")

@@ -118,6 +118,7 @@ CASES = {
         Partition.interleaved(4, 4, 2), 2, (1, 2), (2, 2), Window(1, 1, 3, 3, 3, 3, 1, 1)
     ),
     "neighbours in memory": Problem(Partition.contiguous(128, 136, 2), 2, (8, 24)),
+    "many pixels": Problem(Partition.random(40, 72, 2, seed=9), 2, (30, 33)),
     "more weights than fit": Problem(Partition.random(160, 70, 1, seed=6), 1, (6, 7), (3, 3), SAME),
     "small groups": Problem(Partition.random(96, 96, 16, seed=7), 2, (8, 9), (3, 3), SAME),
     "more groups than threads": Problem(Partition.random(1100, 1100, 1100, seed=3), 1, (1, 1)),
@@ -242,6 +243,99 @@ def test_prologue(relu: bool, channels_last: bool) -> None:
         return [y, *torch.autograd.grad(y, operands, torch.cos(y.detach()))]
 
     torch.testing.assert_close(run("native"), run("reference"))
+
+
+# ---- learned groups ------------------------------------------------------------------------------
+
+
+def layer_and_gradients(
+    layer: torch.nn.Module, x: torch.Tensor, backend: str
+) -> list[torch.Tensor | None]:
+    layer.backend = backend  # type: ignore[assignment]
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    operands = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    return [y, *torch.autograd.grad(y, operands, torch.cos(y.detach()), allow_unused=True)]
+
+
+LEARNED: dict[str, Callable[[], torch.nn.Module]] = {
+    "flgc": lambda: gc.nn.FLGConv2d(24, 40, 1, groups=5),
+    "flgc, winner": lambda: gc.nn.FLGConv2d(24, 40, 1, groups=5, gradient="winner"),
+    "flgc, masked": lambda: gc.nn.FLGConv2d(
+        11, 14, 3, 2, 1, groups=3, weight_gradient="masked", bias=False
+    ),
+    "dgconv": lambda: gc.nn.DGConv2d(24, 36, 1),
+    "dgconv, strided": lambda: gc.nn.DGConv2d(12, 30, 3, 2, 1),
+    "dgconv, one factor": lambda: gc.nn.DGConv2d(5, 10, 1),
+}
+
+
+@needs_native
+@pytest.mark.usefixtures("in_their_place")
+@pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_learned_groups(name: str, frozen: bool) -> None:
+    layer = LEARNED[name]().double()
+    if isinstance(layer, gc.nn.DGConv2d):
+        with torch.no_grad():
+            layer.gates.copy_(torch.randn_like(layer.gates))
+    if frozen:
+        layer.freeze_structure()
+    ins = layer.in_channels
+    x = torch.randn(2, ins, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(
+        layer_and_gradients(layer, x, "native"), layer_and_gradients(layer, x, "dense")
+    )
+
+
+def test_masked_products_and_packing(ops: Any) -> None:
+    p = Partition.random(19, 23, 4, seed=11, uneven=True)
+    dense = torch.randn(23, 19, 3)
+    labels = [torch.empty(c, dtype=torch.int32) for c in (19, 23)]
+    for side, label in zip((p.inputs, p.outputs), labels, strict=True):
+        for group, channels in enumerate(side):
+            label[list(channels)] = group
+    assert torch.equal(ops.mask_weight(dense, *labels), dense * p.mask()[..., None])
+    packed = ops.pack(dense, p.cpu_table, p.entries, False)
+    assert torch.equal(packed, p.pack(dense))
+    assert torch.equal(ops.unpack(packed, p.cpu_table, 23, 19, False), p.unpack(packed))
+    narrow = ops.pack(dense, p.cpu_table, p.entries, True)
+    assert torch.equal(narrow, packed.bfloat16())
+    assert torch.equal(ops.unpack(narrow, p.cpu_table, 23, 19, True), p.unpack(narrow.float()))
+    weight = torch.randn(23, 19, 1, 1)
+    x, grad = torch.randn(2, 19, 4, 5), torch.randn(2, 23, 4, 5)
+    pointwise = (1, 1, 0, 0, 0, 0, 1, 1)
+    found = ops.labelled_conv2d(x.half(), weight, None, *labels, 4, *pointwise)
+    expected = reference.conv2d(x.half().double(), p.pack(weight.half().double()), None, p)
+    assert_close(found, expected, torch.float16)
+    found = ops.labelled_conv2d_weight_grad(grad, x, *labels, 4, 1, 1, *pointwise)
+    by_weight = ops.conv2d_weight_grad(grad, x, p.cpu_table, p.entries, 1, 1, *pointwise)
+    torch.testing.assert_close(found, p.unpack(by_weight))
+
+
+def test_what_no_label_can_be_becomes_nan(ops: Any) -> None:
+    """The device finds it after the call; there is nobody left to raise to."""
+    logits = torch.randn(6, 3)
+    assert torch.equal(ops.row_labels(logits, "x"), logits.argmax(1).int())
+    logits[2, 1] = torch.inf
+    labels = ops.row_labels(logits, "x")
+    assert labels[2] == -1
+    x, weight, pointwise = (
+        torch.randn(1, 6, 2, 2),
+        torch.randn(6, 6, 1, 1),
+        (1, 1, 0, 0, 0, 0, 1, 1),
+    )
+    sound = torch.zeros(6, dtype=torch.int32)
+    for pair in ((labels, sound), (sound, labels), (sound, sound + 3)):
+        assert ops.labelled_conv2d(x, weight, None, *pair, 3, *pointwise).isnan().all()
+        found = ops.label_grad(
+            weight, weight, torch.randn(6, 3), torch.randn(6, 3), *pair, False, False
+        )
+        assert all(g.isnan().all() for g in found[1:])
+    ins, outs = ops.kronecker_labels(torch.tensor([1.0, torch.nan]), 6, 6, "x")
+    assert (ins == -1).all()
+    assert (outs == -1).all()
+    assert ops.kronecker_grad(weight, weight, torch.tensor([1.0, torch.nan]))[1].isnan().all()
 
 
 @pytest.mark.parametrize("where", ["weight", "input", "gradient"])

@@ -60,7 +60,7 @@ struct UndoPrologue {
 
 // partial: [slices][pass_sums][channels]
 template <class T, class Visit>
-__global__ void __launch_bounds__(pass_threads)
+__global__ void __launch_bounds__(pass_threads, 2)
     pass_channels(ChannelPass pass, Visit visit, Sum<T>* partial) {
   __shared__ Sum<T> shared[pass_sums][pass_threads];
   const int lanes = pass.channels_last ? pass_lanes : 1, strands = pass_threads / lanes;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(pass_threads)
 
 // total[i] = the sum of partial[slice · stride + i] over the slices, in order.
 template <class From, class To>
-__global__ void __launch_bounds__(pass_threads)
+__global__ void __launch_bounds__(pass_threads, 2)
     add_slices(const From* partial, int64_t slices, int64_t stride, To* total, int64_t count) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * pass_threads;
   int64_t i = static_cast<int64_t>(blockIdx.x) * pass_threads + threadIdx.x;

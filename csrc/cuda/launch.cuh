@@ -21,8 +21,8 @@ inline int64_t blocks_of_threads(int64_t items, int threads) {
   return blocks_for((items + threads - 1) / threads, 1);
 }
 
-// What a kernel may take of shared memory without asking for more.
-constexpr size_t modest_shared_bytes = 48 << 10;
+// What a kernel may take without asking: 48 KiB in all, and no kernel here declares more than 32 of its own.
+constexpr size_t modest_shared_bytes = 16 << 10;
 
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,

@@ -33,7 +33,8 @@ struct ProductProblem {
   Image<const void> source;
   Image<void> dest;              // dense, in any order of its dimensions
   Image<const void> residual;    // of the output's shape; data == nullptr: none
-  const void* weight = nullptr;  // packed: [entries, kernel_h, kernel_w]
+  const void* weight = nullptr;  // packed: [entries, kernel_h, kernel_w]; dense: [outputs, inputs, …]
+  int64_t dense_columns = 0;     // the inputs of a dense weight; 0: packed
   const void* bias = nullptr;    // by written channel, or null
   Window window;
   Activation activation = Activation::none;
@@ -56,20 +57,25 @@ cudaError_t run_product(Element element, const ProductChoice& choice, const Prod
 
 struct WeightGradProblem {
   Image<const void> grad, input;
-  void* weight_grad = nullptr;  // packed
-  void* partial = nullptr;      // scratch: choice.slices gradients in the type of the sums
+  void* weight_grad = nullptr;         // packed, or dense with zeros where labels differ
+  void* partial = nullptr;             // scratch: choice.slices gradients in the type of the sums
+  int64_t size = 0;                    // the entries of a gradient: partition.entries, or all of a dense one
+  const int32_t* in_labels = nullptr;  // of a dense gradient's columns, and its rows'; null: packed
+  const int32_t* out_labels = nullptr;
   Window window;
   Before before;  // of the input
   int64_t* plan = nullptr;
 };
 
+enum class WeightGradKernel { entries, tiles, mma_slim, mma_wide };
 struct WeightGradChoice {
-  bool by_entry;
+  WeightGradKernel kernel;
   PlanProblem partition;
   int64_t slices;
   int64_t plan_words;
 };
-WeightGradChoice choose_weight_grad(const PlanProblem& partition, int64_t window_area, int64_t pixels);
+WeightGradChoice choose_weight_grad(Element element, const PlanProblem& partition, int64_t window_area,
+                                    int64_t pixels, int64_t longest_side);
 cudaError_t run_weight_grad(Element element, const WeightGradChoice& choice, const WeightGradProblem& problem,
                             cudaStream_t stream);
 
@@ -97,5 +103,79 @@ struct PrologueGradProblem {
   int64_t slices = 1;
 };
 cudaError_t run_prologue_grad(Element element, const PrologueGradProblem& problem, cudaStream_t stream);
+
+// ---- learned groups, see labels.cuh ----------------------------------------------------------------
+
+// A partition table of `groups` groups from labels on the device; null labels: all channels in group 0.
+constexpr int64_t label_table_length(int64_t in_channels, int64_t out_channels, int64_t groups) {
+  return 6 + 2 * groups + in_channels + out_channels;
+}
+cudaError_t run_label_table(const int32_t* in_labels, int64_t in_channels, const int32_t* out_labels,
+                            int64_t out_channels, int64_t groups, int32_t* table, cudaStream_t stream);
+
+cudaError_t run_row_labels(Element element, const void* logits, int64_t rows, int64_t groups, int32_t* labels,
+                           cudaStream_t stream);
+
+// Between dense and packed, `from` and `to` of the same type or of float32 and bfloat16.
+struct PackProblem {
+  const void* from = nullptr;
+  void* to = nullptr;  // unpacking: zeros before
+  Element from_element, to_element;
+  bool pack = true;
+  PlanProblem partition;
+  int64_t area = 1, to_count = 0;
+  int64_t* plan = nullptr;
+};
+cudaError_t run_pack(const PackProblem& problem, cudaStream_t stream);
+
+// `to` = `from`, a dense weight or its gradient, where labels agree; zero elsewhere.
+struct MaskProblem {
+  const void* from = nullptr;
+  void* to = nullptr;
+  const int32_t* in_labels = nullptr;
+  const int32_t* out_labels = nullptr;
+  int64_t in_channels = 0, out_channels = 0, area = 1;
+};
+cudaError_t run_mask(Element element, const MaskProblem& problem, cudaStream_t stream);
+
+struct LabelGradProblem {
+  const void* grad = nullptr;
+  const void* weight = nullptr;
+  int64_t area = 1, groups = 1;
+  PlanProblem partition;
+  int64_t* plan = nullptr;
+  void* by_input = nullptr;   // scratch: [inputs, groups] in the type of the sums
+  void* by_output = nullptr;  // and [outputs, groups]
+  const void* input_logits = nullptr;
+  const void* output_logits = nullptr;
+  void* input_logit_grad = nullptr;
+  void* output_logit_grad = nullptr;
+  const int32_t* in_winners = nullptr;  // null: the gradient of every entry
+  const int32_t* out_winners = nullptr;
+};
+cudaError_t run_label_grad(Element element, const LabelGradProblem& problem, cudaStream_t stream);
+
+// DGConv's factors: the prime factors of gcd(in_channels, out_channels), ascending.
+constexpr int most_factors = 64;
+struct KroneckerFactors {
+  int64_t in_channels = 0, out_channels = 0;
+  int count = 0;
+  int32_t radices[most_factors] = {};
+};
+cudaError_t run_kronecker_labels(const KroneckerFactors& factors, const double* gates, int32_t* in_labels,
+                                 int32_t* out_labels, cudaStream_t stream);
+
+struct KroneckerGradProblem {
+  KroneckerFactors factors;
+  const double* gates = nullptr;
+  const void* grad = nullptr;
+  const void* weight = nullptr;
+  void* weight_grad = nullptr;
+  void* gate_grad = nullptr;  // in the type of the sums
+  void* partial = nullptr;    // scratch: slices × gates in the type of the sums
+  int64_t slices = 1, area = 1;
+};
+int64_t kronecker_slices(int64_t entries);
+cudaError_t run_kronecker_grad(Element element, const KroneckerGradProblem& problem, cudaStream_t stream);
 
 }  // namespace groupconv::cuda

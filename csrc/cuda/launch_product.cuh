@@ -22,7 +22,7 @@ ProductArguments<T> product_arguments(const ProductProblem& p) {
           horizontal_axis(p.window, p.dest.width, p.source.width, transposed),
           typed<T>(p.before),
           p.activation,
-          transposed};
+          {transposed, p.dense_columns}};
 }
 
 template <class T>

@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(plan_threads) make_plan(PlanProblem problem, P
     plan.summary[2] = slots;
     plan.summary[3] = in_slot;
     plan.summary[4] = tiles;
-    plan.summary[0] = weights == problem.entries;
+    plan.summary[0] = !problem.checks_entries || weights == problem.entries;
   }
 }
 

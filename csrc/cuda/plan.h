@@ -23,10 +23,19 @@ struct PlanProblem {
   int64_t length = 0, in_channels = 0, out_channels = 0, entries = 0;
   bool transposed = false;
   int64_t tile_rows = 1;
-  int64_t tile_columns = 0;   // 0: a tile has all sources of its groups
-  bool packs_groups = false;  // several small groups to a tile
+  int64_t tile_columns = 0;    // 0: a tile has all sources of its groups
+  bool packs_groups = false;   // several small groups to a tile
+  bool checks_entries = true;  // else `entries` is a guess
 
   __host__ __device__ int64_t row_channels() const { return transposed ? in_channels : out_channels; }
+};
+
+// How weights lie: packed, block after block, or dense, of which only the blocks are read.
+struct WeightLayout {
+  bool transposed;
+  int64_t dense_columns;  // 0: packed
+
+  __host__ __device__ bool is_dense() const { return dense_columns > 0; }
 };
 
 // A header, one group, no reads.

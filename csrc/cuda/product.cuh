@@ -25,7 +25,7 @@ struct ProductArguments {
   Axis vertical, horizontal;
   Prologue<Sum<T>> before;  // of the sources
   Activation activation;
-  bool transposed;
+  WeightLayout layout;
 
   __host__ __device__ int64_t area() const { return vertical.kernel * horizontal.kernel; }
   __host__ __device__ int64_t phases() const { return vertical.phases() * horizontal.phases(); }
@@ -56,42 +56,53 @@ __device__ bool find_place(const ProductArguments<T>& a, const Phase& phase, int
   return true;
 }
 
-// How far a reader's weights are apart, from one of its group's sources to the next.
-__device__ inline int64_t source_stride(const Plan& plan, bool transposed, int group) {
-  return transposed ? plan.row_offsets[group + 1] - plan.row_offsets[group] : 1;
-}
-
-// The weight of an item of row_list and its group's first source, in units of one window.
-__device__ inline int64_t first_weight(const Plan& plan, bool transposed, int32_t item) {
+// The weight of an item of row_list and its group's first source (dense: the first channel), in units of one
+// window.
+__device__ inline int64_t first_weight(const Plan& plan, const WeightLayout& layout, int32_t item) {
+  if (layout.is_dense()) {
+    return plan.row_list[item] * (layout.transposed ? 1 : layout.dense_columns);
+  }
   const int group = plan.row_groups[item];
   const int64_t sources = plan.source_offsets[group + 1] - plan.source_offsets[group];
-  return plan.weight_offsets[group] + (item - plan.row_offsets[group]) * (transposed ? 1 : sources);
+  return plan.weight_offsets[group] + (item - plan.row_offsets[group]) * (layout.transposed ? 1 : sources);
+}
+
+// How far from there that of a source of the group lies.
+__device__ inline int64_t skipped_weights(const Plan& plan, const WeightLayout& layout, int group,
+                                          int64_t source) {
+  if (layout.is_dense()) {
+    return plan.source_list[source] * (layout.transposed ? layout.dense_columns : 1);
+  }
+  const int64_t rows = plan.row_offsets[group + 1] - plan.row_offsets[group];
+  return (source - plan.source_offsets[group]) * (layout.transposed ? rows : 1);
 }
 
 struct Row {
   int32_t channel, first, last;  // its readers
   int32_t group;                 // of the first reader
-  int64_t weight;                // the first reader's weight of its group's first source
+  int64_t weight;                // the first reader's first weight
 };
 
-__device__ inline Row row_of(const Plan& plan, bool transposed, int64_t row) {
+__device__ inline Row row_of(const Plan& plan, const WeightLayout& layout, int64_t row) {
   Row found{plan.rows[row], plan.reader_first[row], plan.reader_last[row], -1, 0};
   if (found.first < found.last) {
     const int32_t item = plan.readers[found.first];
     found.group = plan.row_groups[item];
-    found.weight = first_weight(plan, transposed, item);
+    found.weight = first_weight(plan, layout, item);
   }
   return found;
 }
 
 // The weight of a row and a source, in units of one window; −1 where they share no group.
-__device__ inline int64_t weight_of(const Plan& plan, bool transposed, const Row& row, int64_t source) {
+__device__ inline int64_t weight_of(const Plan& plan, const WeightLayout& layout, const Row& row,
+                                    int64_t source) {
   const int group = plan.source_groups[source];
-  const int64_t skipped = (source - plan.source_offsets[group]) * source_stride(plan, transposed, group);
-  if (row.group == group) return row.weight + skipped;
+  if (row.group == group) return row.weight + skipped_weights(plan, layout, group, source);
   for (int32_t reader = row.first + 1; reader < row.last; ++reader) {
     const int32_t item = plan.readers[reader];
-    if (plan.row_groups[item] == group) return first_weight(plan, transposed, item) + skipped;
+    if (plan.row_groups[item] == group) {
+      return first_weight(plan, layout, item) + skipped_weights(plan, layout, group, source);
+    }
   }
   return -1;
 }
@@ -106,8 +117,7 @@ __device__ Sum<T> sum_of_products(const ProductArguments<T>& a, const Plan& plan
   for (int32_t reader = row.first; reader < row.last; ++reader) {
     const int32_t item = plan.readers[reader];
     const int group = plan.row_groups[item];
-    const int64_t stride = source_stride(plan, a.transposed, group);
-    const T* weights = a.weight + first_weight(plan, a.transposed, item) * area;
+    const int64_t first = first_weight(plan, a.layout, item);
     for (int64_t tap_h = 0; tap_h < a.vertical.kernel; ++tap_h) {
       if (!a.vertical.tap_meets(phase.row, tap_h)) continue;
       const int64_t h = place.source_row + a.vertical.tap_shift(phase.row, tap_h);
@@ -117,12 +127,12 @@ __device__ Sum<T> sum_of_products(const ProductArguments<T>& a, const Plan& plan
         const int64_t w = place.source_col + a.horizontal.tap_shift(phase.col, tap_w);
         if (!a.horizontal.has_source(w)) continue;
         const T* pixel = a.source.data + offset_of(a.source, place.image, 0, h, w);
-        const T* weight = weights + tap_h * a.horizontal.kernel + tap_w;
+        const T* weights = a.weight + tap_h * a.horizontal.kernel + tap_w;
         for (int32_t s = plan.source_offsets[group]; s < plan.source_offsets[group + 1]; ++s) {
           const int32_t channel = plan.source_list[s];
           const auto x = static_cast<Sum<T>>(pixel[channel * a.source.stride_c]);
-          sum += static_cast<Sum<T>>(*weight) * prepare(a.before, channel, x);
-          weight += stride * area;
+          const T weight = weights[(first + skipped_weights(plan, a.layout, group, s)) * area];
+          sum += static_cast<Sum<T>>(weight) * prepare(a.before, channel, x);
         }
       }
     }

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments
       corners[p] = corner;
     }
     for (int r = thread; r < tile.rows; r += product_threads) {
-      rows[r] = row_of(plan, a.transposed, tile.first_row + r);
+      rows[r] = row_of(plan, a.layout, tile.first_row + r);
     }
     const SourceRange sources = sources_of(plan, rows, tile.rows, range);
 
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments
         for (int i = thread; i < Tile::depth * Tile::rows; i += product_threads) {
           const int d = i % Tile::depth, line = i / Tile::depth;
           if (d >= depth) continue;
-          const int64_t at = line < tile.rows ? weight_of(plan, a.transposed, rows[line], first + d) : -1;
+          const int64_t at = line < tile.rows ? weight_of(plan, a.layout, rows[line], first + d) : -1;
           weights[d][line] = at < 0 ? S(0) : static_cast<S>(a.weight[at * area + tap]);
         }
         __syncthreads();
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(product_threads, 2) fma_pixels(ProductArgument
     const Phase phase{phase_index / a.horizontal.phases(), phase_index % a.horizontal.phases()};
     Place place;
     if (!find_place(a, phase, index, place)) continue;
-    const Row found = row_of(plan, a.transposed, row);
+    const Row found = row_of(plan, a.layout, row);
     store(a, place, found.channel, sum_of_products(a, plan, found, phase, place));
   }
 }

@@ -99,8 +99,7 @@ __device__ void load_weights(const ProductArguments<T>& a, const Plan& plan, con
   const int first = steps.first_source(chunk), count = steps.source_count(chunk);
   for (int i = threadIdx.x; i < Tile::rows * mma_depth; i += mma_threads) {
     const int d = i % mma_depth, line = i / mma_depth;
-    const int64_t at =
-        line < row_count && d < count ? weight_of(plan, a.transposed, rows[line], first + d) : -1;
+    const int64_t at = line < row_count && d < count ? weight_of(plan, a.layout, rows[line], first + d) : -1;
     to[line * Tile::weight_row + d] = at < 0 ? T(0.0f) : a.weight[at * area + tap];
   }
 }
@@ -160,7 +159,7 @@ __global__ void __launch_bounds__(mma_threads, 2)
     const int tiles = static_cast<int>(tiles_left < strip_tiles ? tiles_left : strip_tiles);
     __syncthreads();  // the last strip is done with what the rows and weights take the place of
     for (int r = thread; r < tile.rows; r += mma_threads) {
-      rows[r] = row_of(plan, a.transposed, tile.first_row + r);
+      rows[r] = row_of(plan, a.layout, tile.first_row + r);
     }
     const StripSteps steps(a, tile.phase, sources_of(plan, rows, tile.rows, range));
     const bool resident = steps.chunks <= weight_chunks;

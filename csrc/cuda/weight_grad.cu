@@ -6,20 +6,34 @@
 
 namespace groupconv::cuda {
 
-WeightGradChoice choose_weight_grad(const PlanProblem& partition, int64_t window_area, int64_t pixels) {
+WeightGradChoice choose_weight_grad(Element element, const PlanProblem& partition, int64_t window_area,
+                                    int64_t pixels, int64_t longest_side) {
   PlanProblem cut = partition;
   const int64_t rows = std::max<int64_t>(partition.row_channels(), 1);
-  const bool by_entry = partition.entries / rows <= 8;  // inputs of an output, on average
-  cut.tile_rows = cut.tile_columns = weight_tile_side;
-  cut.packs_groups = false;
+  const int64_t depth = partition.entries / rows;  // inputs of an output, on average
+  const bool is_short = element == Element::f16 || element == Element::bf16;
+  WeightGradKernel kernel;
+  int64_t side = weight_tile_side, rate = 1;  // entries of the tile that are made at once, on average
+  if (is_short && depth >= 4 && longest_side < -nowhere) {
+    kernel = depth <= 16 ? WeightGradKernel::mma_slim : WeightGradKernel::mma_wide;
+    side = depth <= 16 ? SlimWeightTile::side : WideWeightTile::side;
+    cut.packs_groups = true;
+    rate = side * std::min(side, depth);
+  } else if (depth <= 8) {
+    kernel = WeightGradKernel::entries;
+    rate = 8;
+  } else {
+    kernel = WeightGradKernel::tiles;
+    rate = side * std::min(side, depth);
+  }
+  cut.tile_rows = cut.tile_columns = side;
 
   // Enough slices to fill a large GPU, none shorter than pays, and all of them within a bound of memory.
   constexpr int64_t enough_blocks = 1024, least_pixels = 256, most_partial = int64_t{1} << 24;
   const int64_t entries = std::max<int64_t>(partition.entries * window_area, 1);
-  const int64_t pieces = by_entry ? entries / 8 : entries / (weight_tile_side * weight_tile_side);
-  int64_t slices = enough_blocks / std::max<int64_t>(pieces, 1);
+  int64_t slices = enough_blocks / std::max<int64_t>(entries / rate, 1);
   slices = std::min({slices, pixels / least_pixels, most_partial / entries});
-  return {by_entry, cut, std::max<int64_t>(slices, 1), Plan(nullptr, cut).words()};
+  return {kernel, cut, std::max<int64_t>(slices, 1), Plan(nullptr, cut).words()};
 }
 
 cudaError_t run_weight_grad(Element element, const WeightGradChoice& choice, const WeightGradProblem& problem,

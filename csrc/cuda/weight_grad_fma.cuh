@@ -24,8 +24,9 @@ namespace groupconv::cuda {
 template <class T>
 struct WeightGradArguments {
   Image<const T> grad, input;
-  Sum<T>* partial;  // [slices][entries][window]
-  int64_t entries, slices;
+  Sum<T>* partial;            // [slices][entries][window]
+  int64_t entries, slices;    // of a gradient
+  int64_t dense_columns;      // 0: packed
   Axis vertical, horizontal;  // forward
   Prologue<Sum<T>> before;    // of the input
 
@@ -70,9 +71,10 @@ __device__ Sum<T> sum_over_pixels(const WeightGradArguments<T>& a, int32_t outpu
 }
 
 // The entry of two items of the lists, −1 where they share no group.
-__device__ inline int64_t entry_of(const Plan& plan, int64_t row, int64_t column) {
+__device__ inline int64_t entry_of(const Plan& plan, int64_t dense_columns, int64_t row, int64_t column) {
   const int group = plan.row_groups[row];
   if (plan.source_groups[column] != group) return -1;
+  if (dense_columns > 0) return plan.row_list[row] * dense_columns + plan.source_list[column];
   const int64_t columns = plan.source_offsets[group + 1] - plan.source_offsets[group];
   return plan.weight_offsets[group] + (row - plan.row_offsets[group]) * columns + column -
          plan.source_offsets[group];
@@ -164,7 +166,7 @@ __global__ void __launch_bounds__(weight_grad_threads, 2)
       for (int c = 0; c < each; ++c) {
         const int64_t row = tile.first_row + line + r * across, col = tile.first_column + column + c * across;
         if (row >= tile.first_row + tile.rows || col >= tile.first_column + tile.columns) continue;
-        const int64_t entry = entry_of(plan, row, col);
+        const int64_t entry = entry_of(plan, a.dense_columns, row, col);
         if (entry < 0) continue;
         S sum = sums[r][c];
         if (!is_finite(sum)) {
@@ -186,19 +188,20 @@ __global__ void __launch_bounds__(weight_grad_threads, 2)
     fill_with_nan(a.partial, a.slices * a.entries * a.area());
     return;
   }
-  const int64_t area = a.area(), items = a.entries * area * a.slices;
+  const int64_t area = a.area(), entries = plan.weight_offsets[plan.groups()],
+                items = entries * area * a.slices;
   const int64_t step = static_cast<int64_t>(gridDim.x) * weight_grad_threads / lanes;
   const int lane = threadIdx.x % lanes;
   int64_t item = (static_cast<int64_t>(blockIdx.x) * weight_grad_threads + threadIdx.x) / lanes;
   for (; item < items; item += step) {
-    const int64_t entry = item % a.entries, tap = item / a.entries % area, slice = item / a.entries / area;
-    int64_t low = 0, high = plan.groups();  // the last group whose weights begin at or before the entry
+    const int64_t packed = item % entries, tap = item / entries % area, slice = item / entries / area;
+    int64_t low = 0, high = plan.groups();  // the last group whose weights begin at or before
     while (high - low > 1) {
       const int64_t middle = (low + high) / 2;
-      (plan.weight_offsets[middle] <= entry ? low : high) = middle;
+      (plan.weight_offsets[middle] <= packed ? low : high) = middle;
     }
     const int64_t columns = plan.source_offsets[low + 1] - plan.source_offsets[low];
-    const int64_t within = entry - plan.weight_offsets[low];
+    const int64_t within = packed - plan.weight_offsets[low];
     const int32_t output = plan.row_list[plan.row_offsets[low] + within / columns];
     const int32_t input = plan.source_list[plan.source_offsets[low] + within % columns];
     const PixelRange range(a.pixels(), slice, a.slices);
@@ -206,6 +209,7 @@ __global__ void __launch_bounds__(weight_grad_threads, 2)
     for (int distance = lanes / 2; distance > 0; distance /= 2) {
       sum += __shfl_down_sync(0xffffffffu, sum, distance);
     }
+    const int64_t entry = a.dense_columns > 0 ? output * a.dense_columns + input : packed;
     if (lane == 0) a.partial[(slice * a.entries + entry) * area + tap] = sum;
   }
 }

@@ -41,12 +41,10 @@ Gradients conv2d_backward(const Tensor& grad, const std::optional<Tensor>& outpu
                           int64_t dilation_h, int64_t dilation_w, int64_t activation, bool want_input,
                           bool want_weight, bool want_bias) {
   check_image("grad", grad);
-  check_image("input", input);
   check_like("grad", grad, "input", input);
-  check_packed_weight(weight, input, "input");
-  plan_problem(table, input, input.size(1), grad.size(1), weight.size(0), false);  // or an error
-  const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
-                                    pad_left, pad_right, dilation_h, dilation_w);
+  const Groups groups = tabled_groups(table, input, grad.size(1), weight);
+  const Window window =
+      window_of(weight, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
   check_sizes("grad", grad, output_sizes(window, input.size(0), grad.size(1), input.size(2), input.size(3)));
   const Activation clamp = make_activation(activation);
   STD_TORCH_CHECK(is_clamp(clamp), "activation is ", activation,
@@ -68,15 +66,10 @@ Gradients conv2d_backward(const Tensor& grad, const std::optional<Tensor>& outpu
   const Tensor unclamped =
       grad.numel() > 0 ? undo_epilogue(grad, output, clamp, bias_grad, device.stream()) : grad;
   if (want_input) {
-    input_grad = conv2d_input_grad(unclamped, weight, table, input.size(1), input.size(2), input.size(3),
-                                   stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h,
-                                   dilation_w, is_channels_last(input));
+    input_grad = convolve_input_grad(unclamped, weight, groups, window, input.size(2), input.size(3),
+                                     is_channels_last(input));
   }
-  if (want_weight) {
-    weight_grad = conv2d_weight_grad_after(nullptr, unclamped, input, table, weight.size(0), weight.size(1),
-                                           weight.size(2), stride_h, stride_w, pad_top, pad_bottom, pad_left,
-                                           pad_right, dilation_h, dilation_w);
-  }
+  if (want_weight) weight_grad = convolve_weight_grad(nullptr, unclamped, input, groups, window);
   return {input_grad, weight_grad, bias_grad};
 }
 
@@ -89,8 +82,10 @@ Tensor prologue_conv2d(const Tensor& input, const Tensor& weight, const std::opt
                        int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
                        int64_t dilation_w, int64_t activation) {
   const PrologueTensors prologue{scale, shift, relu};
-  return conv2d_after(&prologue, input, weight, bias, residual, table, out_channels, stride_h, stride_w,
-                      pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, activation);
+  return convolve(
+      &prologue, input, weight, bias, residual, tabled_groups(table, input, out_channels, weight),
+      window_of(weight, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w),
+      activation);
 }
 
 Tensor prologue_conv2d_weight_grad(const Tensor& grad, const Tensor& input,
@@ -100,8 +95,13 @@ Tensor prologue_conv2d_weight_grad(const Tensor& grad, const Tensor& input,
                                    int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
                                    int64_t dilation_h, int64_t dilation_w) {
   const PrologueTensors prologue{scale, shift, relu};
-  return conv2d_weight_grad_after(&prologue, grad, input, table, entries, kernel_h, kernel_w, stride_h,
-                                  stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
+  check_image("grad", grad);
+  check_image("input", input);
+  STD_TORCH_CHECK(entries >= 0, "entries must not be negative, got ", entries);
+  return convolve_weight_grad(&prologue, grad, input,
+                              {plan_problem(table, input, input.size(1), grad.size(1), entries)},
+                              make_window(kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_bottom,
+                                          pad_left, pad_right, dilation_h, dilation_w));
 }
 
 Gradients prologue_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& input,
@@ -115,9 +115,10 @@ Gradients prologue_conv2d_input_grad(const Tensor& grad, const Tensor& weight, c
   check_prologue(prologue, input);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == input.size(0), "grad has sizes ", sizes_text(grad),
                   ", expected as many images as input, ", input.size(0));
-  const Tensor input_grad = conv2d_input_grad(
-      grad, weight, table, input.size(1), input.size(2), input.size(3), stride_h, stride_w, pad_top,
-      pad_bottom, pad_left, pad_right, dilation_h, dilation_w, is_channels_last(input));
+  const Tensor input_grad = convolve_input_grad(
+      grad, weight, tabled_groups(table, input, grad.size(1), weight),
+      window_of(weight, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w),
+      input.size(2), input.size(3), is_channels_last(input));
 
   const OnDevice device(input);
   const int64_t channels = input.size(1);

@@ -77,7 +77,7 @@ inline Tensor scratch(const Tensor& like, int64_t count, ScalarType dtype) {
 
 // The table of an op, whose contents the device will check.
 inline cuda::PlanProblem plan_problem(const Tensor& table, const Tensor& like, int64_t in_channels,
-                                      int64_t out_channels, int64_t entries, bool transposed) {
+                                      int64_t out_channels, int64_t entries) {
   check_setting("in_channels", in_channels, 0);
   check_setting("out_channels", out_channels, 0);
   STD_TORCH_CHECK(on_device_of(table, like) && table.dim() == 1 && table.scalar_type() == ScalarType::Int &&
@@ -92,7 +92,6 @@ inline cuda::PlanProblem plan_problem(const Tensor& table, const Tensor& like, i
   problem.in_channels = in_channels;
   problem.out_channels = out_channels;
   problem.entries = entries;
-  problem.transposed = transposed;
   return problem;
 }
 
@@ -100,13 +99,6 @@ inline void check_packed_weight(const Tensor& weight, const Tensor& like, const 
   check_like("weight", weight, like_name, like);
   STD_TORCH_CHECK(weight.dim() == 3, "the packed weight must have sizes [entries, kh, kw], got ",
                   sizes_text(weight));
-}
-
-inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input, int64_t out_channels) {
-  if (!bias) return;
-  check_like("bias", *bias, "input", input);
-  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias must have sizes [", out_channels,
-                  "], got ", sizes_text(*bias));
 }
 
 // A prologue's tensors, in the type of the sums; without a scale it is 1, without a shift 0.
@@ -126,21 +118,36 @@ class TypedPrologue {
   cuda::Before view_;
 };
 
-// The ops that others build on. A null prologue: none.
-Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const Tensor& weight,
-                    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                    const Tensor& table, int64_t out_channels, int64_t stride_h, int64_t stride_w,
-                    int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
-                    int64_t dilation_h, int64_t dilation_w, int64_t activation);
+// The groups of a convolution: a table that the device checks, and the layout of the weight.
+struct Groups {
+  cuda::PlanProblem partition;
+  const int32_t* in_labels = nullptr;  // of a dense weight; null: packed
+  const int32_t* out_labels = nullptr;
+};
 
-Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
-                         int64_t height, int64_t width, int64_t stride_h, int64_t stride_w, int64_t pad_top,
-                         int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
-                         int64_t dilation_w, bool channels_last);
+inline Groups tabled_groups(const Tensor& table, const Tensor& input, int64_t out_channels,
+                            const Tensor& packed_weight) {
+  check_image("input", input);
+  check_packed_weight(packed_weight, input, "input");
+  return {plan_problem(table, input, input.size(1), out_channels, packed_weight.size(0))};
+}
 
-Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& grad, const Tensor& input,
-                                const Tensor& table, int64_t entries, int64_t kernel_h, int64_t kernel_w,
-                                int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
-                                int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w);
+// Of a weight whose last two dimensions are the window's.
+inline Window window_of(const Tensor& weight, int64_t stride_h, int64_t stride_w, int64_t pad_top,
+                        int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
+                        int64_t dilation_w) {
+  return make_window(weight.size(weight.dim() - 2), weight.size(weight.dim() - 1), stride_h, stride_w,
+                     pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
+}
+
+// The ops that others build on. A null prologue: none. The weight is packed, [entries, kh, kw], or with labels
+// dense, [outputs, inputs, kh, kw].
+Tensor convolve(const PrologueTensors* prologue, const Tensor& input, const Tensor& weight,
+                const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                const Groups& groups, const Window& window, int64_t activation);
+Tensor convolve_input_grad(const Tensor& grad, const Tensor& weight, const Groups& groups,
+                           const Window& window, int64_t height, int64_t width, bool channels_last);
+Tensor convolve_weight_grad(const PrologueTensors* prologue, const Tensor& grad, const Tensor& input,
+                            const Groups& groups, const Window& window);
 
 }  // namespace groupconv::ops::on_cuda

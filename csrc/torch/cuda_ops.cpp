@@ -34,15 +34,18 @@ TypedPrologue::TypedPrologue(const PrologueTensors* prologue, const Tensor& inpu
 
 namespace {
 
+// Of both images, their batch and the window: what coordinates are made of.
+int64_t longest_side(const Image<const void>& one, int64_t height, int64_t width, const Window& w) {
+  return std::max({one.batch, one.height, one.width, height, width, w.pad_top + w.reach_h(),
+                   w.pad_left + w.reach_w(), w.stride_h, w.stride_w});
+}
+
 void run_product(const Tensor& like, const cuda::PlanProblem& partition, cuda::ProductProblem& problem,
                  cudaStream_t stream) {
-  const auto longest = [](const auto& image) { return std::max({image.batch, image.height, image.width}); };
   const cuda::Element element = element_of(like);
-  const Window& w = problem.window;
-  const cuda::ProductChoice choice =
-      cuda::choose_product(element, partition,
-                           std::max({longest(problem.source), longest(problem.dest), w.pad_top + w.reach_h(),
-                                     w.pad_left + w.reach_w(), w.stride_h, w.stride_w}));
+  const cuda::ProductChoice choice = cuda::choose_product(
+      element, partition,
+      longest_side(problem.source, problem.dest.height, problem.dest.width, problem.window));
   const Tensor plan = scratch(like, choice.plan_words, ScalarType::Long);
   problem.partition = choice.partition;
   problem.plan = static_cast<int64_t*>(plan.data_ptr());
@@ -51,19 +54,19 @@ void run_product(const Tensor& like, const cuda::PlanProblem& partition, cuda::P
 
 }  // namespace
 
-Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const Tensor& weight,
-                    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                    const Tensor& table, int64_t out_channels, int64_t stride_h, int64_t stride_w,
-                    int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
-                    int64_t dilation_h, int64_t dilation_w, int64_t activation) {
+Tensor convolve(const PrologueTensors* prologue, const Tensor& input, const Tensor& weight,
+                const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                const Groups& groups, const Window& window, int64_t activation) {
   check_image("input", input);
-  check_packed_weight(weight, input, "input");
-  const cuda::PlanProblem partition =
-      plan_problem(table, input, input.size(1), out_channels, weight.size(0), false);
-  const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
-                                    pad_left, pad_right, dilation_h, dilation_w);
+  check_like("weight", weight, "input", input);
+  const cuda::PlanProblem& partition = groups.partition;
+  const int64_t out_channels = partition.out_channels;
   const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));
-  check_bias(bias, input, out_channels);
+  if (bias) {
+    check_like("bias", *bias, "input", input);
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias must have sizes [", out_channels,
+                    "], got ", sizes_text(*bias));
+  }
   if (residual) {
     check_image("residual", *residual);
     check_like("residual", *residual, "input", input);
@@ -85,6 +88,7 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
   problem.dest = image_of<void>(output);
   if (residual) problem.residual = image_of<const void>(*residual);
   problem.weight = packed_weight.data_ptr();
+  if (groups.in_labels) problem.dense_columns = partition.in_channels;
   if (bias) problem.bias = packed_bias.data_ptr();
   problem.window = window;
   problem.before = before.view();
@@ -92,20 +96,16 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
   return output;
 }
 
-Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
-                         int64_t height, int64_t width, int64_t stride_h, int64_t stride_w, int64_t pad_top,
-                         int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
-                         int64_t dilation_w, bool channels_last) {
+Tensor convolve_input_grad(const Tensor& grad, const Tensor& weight, const Groups& groups,
+                           const Window& window, int64_t height, int64_t width, bool channels_last) {
   check_image("grad", grad);
-  check_packed_weight(weight, grad, "grad");
-  const cuda::PlanProblem partition =
-      plan_problem(table, grad, in_channels, grad.size(1), weight.size(0), true);
+  check_like("weight", weight, "grad", grad);
+  cuda::PlanProblem partition = groups.partition;
+  partition.transposed = true;
   check_side("height", height);
   check_side("width", width);
-  const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
-                                    pad_left, pad_right, dilation_h, dilation_w);
-  check_sizes("grad", grad, output_sizes(window, grad.size(0), grad.size(1), height, width));
-  const std::array<int64_t, 4> sizes{grad.size(0), in_channels, height, width};
+  check_sizes("grad", grad, output_sizes(window, grad.size(0), partition.out_channels, height, width));
+  const std::array<int64_t, 4> sizes{grad.size(0), partition.in_channels, height, width};
   check_countable("an input", sizes);
   element_of(grad);  // or an error
 
@@ -117,33 +117,35 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor&
   problem.source = image_of<const void>(grad);
   problem.dest = image_of<void>(input_grad);
   problem.weight = packed_weight.data_ptr();
+  if (groups.in_labels) problem.dense_columns = partition.in_channels;
   problem.window = window;
   run_product(grad, partition, problem, device.stream());
   return input_grad;
 }
 
-Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& grad, const Tensor& input,
-                                const Tensor& table, int64_t entries, int64_t kernel_h, int64_t kernel_w,
-                                int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
-                                int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w) {
+Tensor convolve_weight_grad(const PrologueTensors* prologue, const Tensor& grad, const Tensor& input,
+                            const Groups& groups, const Window& window) {
   check_image("grad", grad);
   check_image("input", input);
   check_like("grad", grad, "input", input);
-  STD_TORCH_CHECK(entries >= 0, "entries must not be negative, got ", entries);
-  const cuda::PlanProblem partition = plan_problem(table, input, input.size(1), grad.size(1), entries, false);
-  const Window window = make_window(kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_bottom, pad_left,
-                                    pad_right, dilation_h, dilation_w);
-  check_sizes("grad", grad, output_sizes(window, input.size(0), grad.size(1), input.size(2), input.size(3)));
-  check_countable("a weight", {entries, kernel_h, kernel_w, 1});
+  const cuda::PlanProblem& partition = groups.partition;
+  check_sizes("grad", grad,
+              output_sizes(window, input.size(0), partition.out_channels, input.size(2), input.size(3)));
+  check_countable("a weight", {partition.entries, window.kernel_h, window.kernel_w, 1});
   const cuda::Element element = element_of(input);
   if (prologue) check_prologue(*prologue, input);
 
   const OnDevice device(input);
-  Tensor weight_grad = torch::stable::new_empty(input, {entries, kernel_h, kernel_w});
+  const bool dense = groups.in_labels != nullptr;
+  Tensor weight_grad =
+      dense ? torch::stable::new_empty(
+                  input, {partition.out_channels, partition.in_channels, window.kernel_h, window.kernel_w})
+            : torch::stable::new_empty(input, {partition.entries, window.kernel_h, window.kernel_w});
   if (weight_grad.numel() == 0) return weight_grad;
   const TypedPrologue before(prologue, input);
   const cuda::WeightGradChoice choice =
-      cuda::choose_weight_grad(partition, window.area(), grad.size(0) * grad.size(2) * grad.size(3));
+      cuda::choose_weight_grad(element, partition, window.area(), grad.size(0) * grad.size(2) * grad.size(3),
+                               longest_side(image_of<const void>(input), grad.size(2), grad.size(3), window));
   const Tensor plan = scratch(input, choice.plan_words, ScalarType::Long);
   const Tensor partial = scratch(input, choice.slices * weight_grad.numel(), sum_type(input));
   cuda::WeightGradProblem problem;
@@ -151,6 +153,9 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
   problem.input = image_of<const void>(input);
   problem.weight_grad = weight_grad.data_ptr();
   problem.partial = partial.data_ptr();
+  problem.size = weight_grad.numel() / window.area();
+  problem.in_labels = groups.in_labels;
+  problem.out_labels = groups.out_labels;
   problem.window = window;
   problem.before = before.view();
   problem.plan = static_cast<int64_t*>(plan.data_ptr());
@@ -164,16 +169,35 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
               const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
               int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
               int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
-  return conv2d_after(nullptr, input, weight, bias, residual, table, out_channels, stride_h, stride_w,
-                      pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, activation);
+  return convolve(
+      nullptr, input, weight, bias, residual, tabled_groups(table, input, out_channels, weight),
+      window_of(weight, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w),
+      activation);
+}
+
+Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
+                         int64_t height, int64_t width, int64_t stride_h, int64_t stride_w, int64_t pad_top,
+                         int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
+                         int64_t dilation_w, bool channels_last) {
+  check_image("grad", grad);
+  check_packed_weight(weight, grad, "grad");
+  return convolve_input_grad(
+      grad, weight, {plan_problem(table, grad, in_channels, grad.size(1), weight.size(0))},
+      window_of(weight, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w),
+      height, width, channels_last);
 }
 
 Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& table, int64_t entries,
                           int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
                           int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
                           int64_t dilation_h, int64_t dilation_w) {
-  return conv2d_weight_grad_after(nullptr, grad, input, table, entries, kernel_h, kernel_w, stride_h,
-                                  stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
+  check_image("grad", grad);
+  check_image("input", input);
+  STD_TORCH_CHECK(entries >= 0, "entries must not be negative, got ", entries);
+  return convolve_weight_grad(nullptr, grad, input,
+                              {plan_problem(table, input, input.size(1), grad.size(1), entries)},
+                              make_window(kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_bottom,
+                                          pad_left, pad_right, dilation_h, dilation_w));
 }
 
 }  // namespace

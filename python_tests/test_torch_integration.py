@@ -17,6 +17,7 @@ from helpers import (
     LAYOUTS,
     PARTITIONS,
     Layout,
+    backends_for,
     needs_native,
     tensors,
     window_of,
@@ -33,7 +34,7 @@ from groupconv_ext import Partition, backends
 pytestmark = needs_native
 
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-each_backend = pytest.mark.parametrize("backend", backends.names())
+each_backend = pytest.mark.parametrize("backend", backends_for(torch.float32))
 
 RAGGED = PARTITIONS["ragged"]
 
@@ -265,8 +266,9 @@ def test_autocast(backend: str) -> None:
     assert x.grad.dtype == network.first.weight.grad.dtype == torch.float32
     low = copy.deepcopy(network).bfloat16()
     assert torch.equal(y, low(x.bfloat16()))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert Network(backend).double()(x.double()).dtype == torch.float64
+    if backends.explain("cpu", torch.float64)[backend] is None:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert Network(backend).double()(x.double()).dtype == torch.float64
 
 
 @each_backend

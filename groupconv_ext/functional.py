@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from .autograd import ACTIVATIONS, wants_grad
-from .backends import Backend, Call, choose
+from .backends import Backend, Call, best, choose
 from .partition import Partition
 from .prologue import PROLOGUE_ACTIVATIONS, Prologue
 from .window import IntOrPair, Padding, Window, make_window
@@ -99,7 +99,12 @@ def conv2d(
         needs_grad = needs_grad or wants_grad(prologue.scale, prologue.shift)
     in_forward_mode = forward_ad._current_level >= 0
     call = (device.type, x.dtype, needs_grad, in_forward_mode, prologue is not None)
-    chosen = None if is_compiling() else _choices.get((backend, call))
+    by_operands = backend == "auto" and device.type == "cuda"
+    chosen = None if is_compiling() or by_operands else _choices.get((backend, call))
+    if by_operands:
+        operands = (x, weight, bias, residual, partition, window, activation, prologue)
+        _check_operands(x, weight, bias, residual, partition, window, prologue)
+        return best(Call(*call), operands).convolve(*operands)
     if chosen is None:
         chosen = choose(backend, Call(*call))
         if not is_compiling():

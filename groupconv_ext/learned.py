@@ -1,20 +1,23 @@
 """FLGC and DGConv as functions: checked arguments, autocast, and the choice between two ways.
 
-``native`` computes the blocks that are selected, as :mod:`groupconv_ext.masked` does. ``dense``
-multiplies the weight by its mask and convolves densely in plain PyTorch, on every device and dtype.
-``auto`` takes the first on the CPU in float32, float64 and bfloat16, the second elsewhere. On CUDA
-the first never waits to look at logits or gates: where they are not finite, the result is NaN.
+``native`` and ``triton`` compute the blocks that are selected, as :mod:`groupconv_ext.masked` does.
+``dense`` multiplies the weight by its mask and convolves densely in plain PyTorch, on every device
+and dtype. ``auto`` takes ``native`` on the CPU in float32, float64 and bfloat16, else ``dense``: no
+kernel for a GPU was ever timed, so they have to be asked for by name. On CUDA ``native`` does not
+wait to look at logits or gates: where they are not finite, the result is NaN.
 """
 
 from __future__ import annotations
 
 import torch
 
-from . import _ops, reference
+from . import reference
 from .backends import BackendError, Call
 from .backends.native import NATIVE
+from .backends.triton import TRITON, TRITON_LABELLED, load
 from .backends.vendor import grouped_conv2d
 from .masked import dgconv_convolve, flgc_convolve, labelled_weight, mask_kronecker, pack
+from .operations import NATIVE_LABELLED, LabelledOperations
 from .partition import Partition, kronecker_radices
 from .window import IntOrPair, Padding, make_window
 
@@ -30,7 +33,8 @@ __all__ = [
 
 GRADIENTS = ("straight_through", "winner")
 WEIGHT_GRADIENTS = ("straight_through", "masked")
-BACKENDS = ("auto", "native", "dense")
+BACKENDS = ("auto", "native", "triton", "dense")
+_LABELLED = (("native", NATIVE, NATIVE_LABELLED), ("triton", TRITON, TRITON_LABELLED))
 
 
 def check_option(name: str, value: object, expected: tuple[str, ...]) -> None:
@@ -76,7 +80,7 @@ def flgc_conv2d(
             ``"masked"``.
         learn: Without it the logits get no gradient, the weight one where the mask is one, and
             no dense work is left.
-        backend: ``"auto"``, ``"native"`` or ``"dense"``.
+        backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"dense"``.
         owner: Who is named where a logit is NaN or infinite.
 
     Raises:
@@ -88,9 +92,9 @@ def flgc_conv2d(
     _check_logits(weight, input_logits, output_logits)
     x, bias, batched = _operands(x, weight, bias)
     window = make_window(weight.shape[2], weight.shape[3], stride, padding, dilation)
-    if _native(backend, x, input_logits, output_logits):
-        in_labels = _row_labels(input_logits, f"{owner}.input_logits")
-        out_labels = _row_labels(output_logits, f"{owner}.output_logits")
+    if operations := _kernels(backend, x, input_logits, output_logits):
+        in_labels = _row_labels(operations, input_logits, f"{owner}.input_logits")
+        out_labels = _row_labels(operations, output_logits, f"{owner}.output_logits")
         y = flgc_convolve(
             x,
             weight,
@@ -103,6 +107,7 @@ def flgc_conv2d(
             gradient == "winner",
             weight_gradient == "masked",
             learn,
+            operations,
         )
     else:
         _check_finite(f"{owner}.input_logits", input_logits)
@@ -130,7 +135,8 @@ def flgc_weight(
     check_option("gradient", gradient, GRADIENTS)
     check_option("weight_gradient", weight_gradient, WEIGHT_GRADIENTS)
     _check_logits(weight, input_logits, output_logits)
-    if not _native(backend, weight, input_logits, output_logits):
+    operations = _kernels(backend, weight, input_logits, output_logits)
+    if operations is None:
         _check_finite("input_logits", input_logits)
         _check_finite("output_logits", output_logits)
         return reference.flgc_weight(weight, input_logits, output_logits, gradient, weight_gradient)
@@ -138,10 +144,11 @@ def flgc_weight(
         weight,
         input_logits,
         output_logits,
-        _row_labels(input_logits, "input_logits"),
-        _row_labels(output_logits, "output_logits"),
+        _row_labels(operations, input_logits, "input_logits"),
+        _row_labels(operations, output_logits, "output_logits"),
         gradient == "winner",
         weight_gradient == "masked",
+        operations,
     )
 
 
@@ -182,7 +189,7 @@ def dgconv_conv2d(
         stride: As in ``F.conv2d``, and so are ``padding`` and ``dilation``.
         padding: See ``stride``.
         dilation: See ``stride``.
-        backend: ``"auto"``, ``"native"`` or ``"dense"``.
+        backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"dense"``.
         owner: Who is named where a gate is NaN or infinite.
 
     Raises:
@@ -192,9 +199,9 @@ def dgconv_conv2d(
     _check_gates(weight, gates)
     x, bias, batched = _operands(x, weight, bias)
     window = make_window(weight.shape[2], weight.shape[3], stride, padding, dilation)
-    if _native(backend, x, gates):
-        in_labels, out_labels, groups = _gate_labels(weight, gates, owner)
-        y = dgconv_convolve(x, weight, bias, gates, in_labels, out_labels, groups, window)
+    if operations := _kernels(backend, x, gates):
+        labels = _gate_labels(operations, weight, gates, owner)
+        y = dgconv_convolve(x, weight, bias, gates, *labels, window, operations)
     else:
         _check_finite(f"{owner}.gates", gates)
         y = grouped_conv2d(x, reference.dgconv_weight(weight, gates).to(x.dtype), bias, window, 1)
@@ -206,11 +213,12 @@ def dgconv_weight(
 ) -> torch.Tensor:
     """``W ⊙ U`` (DGConv eq. 3, 4), dense, for a weight ``[N, C, *kernel]``; see `dgconv_conv2d`."""
     _check_gates(weight, gates)
-    if not _native(backend, weight, gates):
+    operations = _kernels(backend, weight, gates)
+    if operations is None:
         _check_finite("gates", gates)
         return reference.dgconv_weight(weight, gates)
-    in_labels, out_labels, _ = _gate_labels(weight, gates, "dgconv_weight")
-    return mask_kronecker(weight, gates, in_labels, out_labels)
+    in_labels, out_labels, _ = _gate_labels(operations, weight, gates, "dgconv_weight")
+    return mask_kronecker(weight, gates, in_labels, out_labels, operations)
 
 
 def dgconv_partition(
@@ -229,7 +237,7 @@ def packed_weight(
     weight: torch.Tensor, partition: Partition, x: torch.Tensor, backend: str
 ) -> torch.Tensor:
     """The selected blocks of a dense weight, cast on the way where autocast will want it so."""
-    if not _native(backend, weight):
+    if _kernels(backend, weight) is not NATIVE_LABELLED:
         return partition.pack(weight)
     dtype = None
     if x.is_cpu and torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32:
@@ -240,21 +248,22 @@ def packed_weight(
 # ---- what both need -----------------------------------------------------------------------------
 
 
-def _native(backend: str, *operands: torch.Tensor) -> bool:
-    """Whether the selected blocks are computed by this library's kernels."""
+def _kernels(backend: str, *operands: torch.Tensor) -> LabelledOperations | None:
+    """The kernels that compute the selected blocks, or ``None``: densely, in plain PyTorch."""
     check_option("backend", backend, BACKENDS)
-    if backend == "dense":
-        return False
-    for operand in operands:
-        device = operand.device.type
-        reason = NATIVE.why_not(Call(device, operand.dtype, needs_grad=True))
-        if backend == "auto" and device not in ("cpu", "meta"):
-            return False
-        if reason is not None:
-            if backend == "native":
-                raise BackendError(f"backend 'native' cannot run here: it {reason}")
-            return False
-    return True
+    on_cpu = all(operand.device.type in ("cpu", "meta") for operand in operands)
+    for name, candidate, operations in _LABELLED:
+        if backend != name and not (backend == "auto" and candidate is NATIVE and on_cpu):
+            continue
+        calls = (Call(operand.device.type, operand.dtype, needs_grad=True) for operand in operands)
+        reason = next(filter(None, map(candidate.why_not, calls)), None)
+        if reason is None:
+            if candidate is TRITON:
+                load()
+            return operations
+        if backend == name:
+            raise BackendError(f"backend {name!r} cannot run here: it {reason}")
+    return None
 
 
 def _operands(
@@ -335,18 +344,20 @@ def _check_finite(owner: str, values: torch.Tensor) -> None:
         )
 
 
-def _row_labels(logits: torch.Tensor, owner: str) -> torch.Tensor:
+def _row_labels(operations: LabelledOperations, logits: torch.Tensor, owner: str) -> torch.Tensor:
+    if operations is not NATIVE_LABELLED:  # which looks itself
+        _check_finite(owner, logits)
     if torch.compiler.is_compiling():
-        return _ops.row_labels(logits.detach(), owner)
+        return operations.row_labels(logits.detach(), owner)
     try:
-        return _ops.row_labels(logits.detach(), owner)
+        return operations.row_labels(logits.detach(), owner)
     except RuntimeError:
         _check_finite(owner, logits)
         raise
 
 
 def _gate_labels(
-    weight: torch.Tensor, gates: torch.Tensor, owner: str
+    operations: LabelledOperations, weight: torch.Tensor, gates: torch.Tensor, owner: str
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Labels of inputs and outputs, and a bound of them that does not depend on the gates."""
     outs, ins = weight.shape[:2]
@@ -354,10 +365,12 @@ def _gate_labels(
     for radix in kronecker_radices(ins, outs):
         bound *= radix
     name = f"{owner}.gates"
+    if operations is not NATIVE_LABELLED:
+        _check_finite(name, gates)
     if torch.compiler.is_compiling():
-        return *_ops.kronecker_labels(gates.detach(), ins, outs, name), bound
+        return *operations.kronecker_labels(gates.detach(), ins, outs, name), bound
     try:
-        return *_ops.kronecker_labels(gates.detach(), ins, outs, name), bound
+        return *operations.kronecker_labels(gates.detach(), ins, outs, name), bound
     except RuntimeError:
         _check_finite(name, gates)
         raise

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from . import _ops
 from ._ops import is_channels_last
 from .autograd import Grad
+from .operations import NATIVE_LABELLED, LabelledOperations
 from .partition import Partition
 from .window import Window
 
@@ -88,10 +89,12 @@ def labelled_weight(
     out_labels: torch.Tensor,
     winner: bool,
     masked: bool,
+    operations: LabelledOperations = NATIVE_LABELLED,
 ) -> torch.Tensor:
     """``W ⊙ (T Sᵀ)`` from labels, dense."""
+    tensors = (weight, input_logits, output_logits, in_labels, out_labels)
     product: torch.Tensor = _LabelledWeight.apply(  # type: ignore[no-untyped-call]
-        weight, input_logits, output_logits, in_labels, out_labels, winner, masked
+        *tensors, winner, masked, operations
     )
     return product
 
@@ -106,12 +109,13 @@ class _LabelledWeight(torch.autograd.Function):
         out_labels: torch.Tensor,
         winner: bool,
         masked: bool,
+        operations: LabelledOperations,
     ) -> torch.Tensor:
-        return _ops.mask_weight(weight, in_labels, out_labels)
+        return operations.mask_weight(weight, in_labels, out_labels)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        *tensors, ctx.winner, ctx.masked = inputs
+        *tensors, ctx.winner, ctx.masked, ctx.operations = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -127,8 +131,9 @@ class _LabelledWeight(torch.autograd.Function):
             out_labels,
             ctx.winner,
             ctx.masked,
+            ctx.operations,
         )
-        return *grads, *(None,) * 4
+        return *grads, *(None,) * 5
 
 
 def _flgc_grads(
@@ -140,10 +145,11 @@ def _flgc_grads(
     out_labels: torch.Tensor,
     winner: bool,
     masked: bool,
+    operations: LabelledOperations,
 ) -> tuple[Grad, Grad, Grad]:
     """∂W, ∂S̄, ∂T̄ from D, in one pass over D and W (eq. 16 to 18)."""
     dtype = weight.dtype
-    weight_grad, input_grad, output_grad = _ops.label_grad(
+    weight_grad, input_grad, output_grad = operations.label_grad(
         product_grad,
         weight,
         input_logits.to(dtype),
@@ -172,6 +178,7 @@ def flgc_convolve(
     winner: bool,
     masked: bool,
     learn: bool,
+    operations: LabelledOperations = NATIVE_LABELLED,
 ) -> torch.Tensor:
     """Convolve in the groups of the labels; ``weight`` is dense, and may be wider than ``x``.
 
@@ -189,6 +196,7 @@ def flgc_convolve(
         winner,
         masked,
         learn,
+        operations,
     )
     return y
 
@@ -207,13 +215,15 @@ class _FlgcConvolution(torch.autograd.Function):
         winner: bool,
         masked: bool,
         learn: bool,
+        operations: LabelledOperations,
     ) -> torch.Tensor:
-        groups = input_logits.shape[1]
-        return _ops.labelled_conv2d(x, weight, bias, in_labels, out_labels, groups, *window)
+        labels = in_labels, out_labels, input_logits.shape[1]
+        return operations.labelled_conv2d(x, weight, bias, *labels, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, weight, _, *structure, ctx.window, ctx.winner, ctx.masked, ctx.learn = inputs
+        x, weight, _, *structure = inputs[:7]
+        ctx.window, ctx.winner, ctx.masked, ctx.learn, ctx.operations = inputs[7:]
         ctx.save_for_backward(x, weight, *structure)
 
     @staticmethod
@@ -221,14 +231,15 @@ class _FlgcConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
         x, weight, input_logits, output_logits, in_labels, out_labels = ctx.saved_tensors
         labels = in_labels, out_labels, input_logits.shape[1]
+        operations = ctx.operations
         need_x, need_weight, need_bias, need_input, need_output, *_ = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = grad_input = grad_output = None
         if need_x:
-            grad_x = _labelled_input_grad(grad, x, weight, labels, ctx.window)
+            grad_x = _labelled_input_grad(grad, x, weight, labels, ctx.window, operations)
         need_structure = ctx.learn and (need_input or need_output)
         if need_structure or (need_weight and ctx.learn and not ctx.masked):
             kernel = weight.shape[2], weight.shape[3]
-            product_grad = _ops.dense_conv2d_weight_grad(grad, x, *kernel, *ctx.window)
+            product_grad = operations.dense_conv2d_weight_grad(grad, x, *kernel, *ctx.window)
             product_grad = product_grad.to(weight.dtype)
             grad_weight = product_grad
             if need_structure:
@@ -241,14 +252,16 @@ class _FlgcConvolution(torch.autograd.Function):
                     out_labels,
                     ctx.winner,
                     ctx.masked,
+                    operations,
                 )
         elif need_weight:
             kernel = weight.shape[2], weight.shape[3]
-            grad_weight = _ops.labelled_conv2d_weight_grad(grad, x, *labels, *kernel, *ctx.window)
+            sizes = (*labels, *kernel, *ctx.window)
+            grad_weight = operations.labelled_conv2d_weight_grad(grad, x, *sizes)
             grad_weight = grad_weight.to(weight.dtype)
         if need_bias:
             grad_bias = grad.sum((0, 2, 3))
-        return grad_x, grad_weight, grad_bias, grad_input, grad_output, *(None,) * 6
+        return grad_x, grad_weight, grad_bias, grad_input, grad_output, *(None,) * 7
 
 
 def _labelled_input_grad(
@@ -257,9 +270,10 @@ def _labelled_input_grad(
     weight: torch.Tensor,
     labels: tuple[torch.Tensor, torch.Tensor, int],
     window: Window,
+    operations: LabelledOperations,
 ) -> torch.Tensor:
     size = x.shape[2], x.shape[3]
-    return _ops.labelled_conv2d_input_grad(
+    return operations.labelled_conv2d_input_grad(
         grad, weight, *labels, *size, *window, is_channels_last(x)
     )
 
@@ -268,31 +282,41 @@ def _labelled_input_grad(
 
 
 def mask_kronecker(
-    weight: torch.Tensor, gates: torch.Tensor, in_labels: torch.Tensor, out_labels: torch.Tensor
+    weight: torch.Tensor,
+    gates: torch.Tensor,
+    in_labels: torch.Tensor,
+    out_labels: torch.Tensor,
+    operations: LabelledOperations = NATIVE_LABELLED,
 ) -> torch.Tensor:
     """``W ⊙ U`` from the labels of the gates, dense."""
-    product: torch.Tensor = _KroneckerWeight.apply(weight, gates, in_labels, out_labels)  # type: ignore[no-untyped-call]
+    product: torch.Tensor = _KroneckerWeight.apply(  # type: ignore[no-untyped-call]
+        weight, gates, in_labels, out_labels, operations
+    )
     return product
 
 
 class _KroneckerWeight(torch.autograd.Function):
     @staticmethod
     def forward(
-        weight: torch.Tensor, gates: torch.Tensor, in_labels: torch.Tensor, out_labels: torch.Tensor
+        weight: torch.Tensor,
+        gates: torch.Tensor,
+        in_labels: torch.Tensor,
+        out_labels: torch.Tensor,
+        operations: LabelledOperations,
     ) -> torch.Tensor:
-        return _ops.mask_weight(weight, in_labels, out_labels)
+        return operations.mask_weight(weight, in_labels, out_labels)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        weight, gates, *_ = inputs
+        weight, gates, *_, ctx.operations = inputs
         ctx.save_for_backward(weight, gates)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
         weight, gates = ctx.saved_tensors
-        weight_grad, gate_grad = _ops.kronecker_grad(grad, weight, gates)
-        return weight_grad, gate_grad.to(gates.dtype), None, None
+        weight_grad, gate_grad = ctx.operations.kronecker_grad(grad, weight, gates)
+        return weight_grad, gate_grad.to(gates.dtype), None, None, None
 
 
 def dgconv_convolve(
@@ -304,10 +328,11 @@ def dgconv_convolve(
     out_labels: torch.Tensor,
     groups: int,
     window: Window,
+    operations: LabelledOperations = NATIVE_LABELLED,
 ) -> torch.Tensor:
     """Convolve in the groups of the gates; ``weight`` is dense, and may be wider than ``x``."""
     y: torch.Tensor = _DgconvConvolution.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, gates, in_labels, out_labels, groups, window
+        x, weight, bias, gates, in_labels, out_labels, groups, window, operations
     )
     return y
 
@@ -323,32 +348,36 @@ class _DgconvConvolution(torch.autograd.Function):
         out_labels: torch.Tensor,
         groups: int,
         window: Window,
+        operations: LabelledOperations,
     ) -> torch.Tensor:
-        return _ops.labelled_conv2d(x, weight, bias, in_labels, out_labels, groups, *window)
+        labels = in_labels, out_labels, groups
+        return operations.labelled_conv2d(x, weight, bias, *labels, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, weight, _, gates, in_labels, out_labels, ctx.groups, ctx.window = inputs
-        ctx.save_for_backward(x, weight, gates, in_labels, out_labels)
+        x, weight, _, *structure, ctx.groups, ctx.window, ctx.operations = inputs
+        ctx.save_for_backward(x, weight, *structure)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
         x, weight, gates, in_labels, out_labels = ctx.saved_tensors
         labels = in_labels, out_labels, ctx.groups
+        operations = ctx.operations
         need_x, need_weight, need_bias, need_gates, *_ = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = grad_gates = None
         if need_x:
-            grad_x = _labelled_input_grad(grad, x, weight, labels, ctx.window)
+            grad_x = _labelled_input_grad(grad, x, weight, labels, ctx.window, operations)
         if need_gates:
-            grad_weight, grad_gates = _ops.kronecker_conv2d_grad(
+            grad_weight, grad_gates = operations.kronecker_conv2d_grad(
                 grad, x, weight, gates, *ctx.window
             )
             grad_gates = grad_gates.to(gates.dtype)
         elif need_weight:
             kernel = weight.shape[2], weight.shape[3]
-            grad_weight = _ops.labelled_conv2d_weight_grad(grad, x, *labels, *kernel, *ctx.window)
+            sizes = (*labels, *kernel, *ctx.window)
+            grad_weight = operations.labelled_conv2d_weight_grad(grad, x, *sizes)
             grad_weight = grad_weight.to(weight.dtype)
         if need_bias:
             grad_bias = grad.sum((0, 2, 3))
-        return grad_x, grad_weight, grad_bias, grad_gates, *(None,) * 4
+        return grad_x, grad_weight, grad_bias, grad_gates, *(None,) * 5

@@ -20,9 +20,12 @@ from .window import Window
 
 __all__ = [
     "ACTIVATIONS",
+    "NATIVE_LABELLED",
     "NATIVE_OPERATIONS",
     "Before",
     "Grads",
+    "LabelledOperations",
+    "NativeLabelledOperations",
     "NativeOperations",
     "Operations",
 ]
@@ -97,6 +100,19 @@ class Operations(Protocol):
         window: Window,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """∂L/∂x, ∂L/∂scale and ∂L/∂shift."""
+
+    def two_level(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        restriction: torch.Tensor,
+        coarse: torch.Tensor,
+        bias: torch.Tensor | None,
+        within: Partition,
+        restrict: Partition,
+        window: Window,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``A x + S z + bias`` and ``z = R x``; A and R packed, S ``[N, G]``."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +198,137 @@ class NativeOperations:
         table = partition.table(x.device)
         return _ops.prologue_conv2d_input_grad(grad, weight, x, *before, table, *window)
 
+    def two_level(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        restriction: torch.Tensor,
+        coarse: torch.Tensor,
+        bias: torch.Tensor | None,
+        within: Partition,
+        restrict: Partition,
+        window: Window,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Operations`; S stands behind A's rows, for one sum over both."""
+        outputs, groups = coarse.shape
+        rows = torch.cat((weight.reshape(outputs, -1), coarse), 1).flatten()
+        table = within.table(x.device)
+        return _ops.two_level(x, rows, restriction, bias, table, outputs, groups, *window)
+
 
 # To torch.compile a set of operations is a constant, like a Partition.
 register_constant(NativeOperations)
 
 NATIVE_OPERATIONS: Operations = NativeOperations()
+
+
+# ---- on groups that are labels ------------------------------------------------------------------
+
+
+class LabelledOperations(Protocol):
+    """What :mod:`.masked` is made of; arguments as in ``csrc/torch/library.cpp``."""
+
+    def row_labels(self, logits: torch.Tensor, owner: str) -> torch.Tensor:
+        """The largest entry of every row, the first among equals."""
+
+    def kronecker_labels(
+        self, gates: torch.Tensor, in_channels: int, out_channels: int, owner: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every channel's digits at the zero gates, read as a number."""
+
+    def labelled_conv2d(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        in_labels: torch.Tensor,
+        out_labels: torch.Tensor,
+        groups: int,
+        *window: int,
+    ) -> torch.Tensor:
+        """The convolution with a dense weight, of which the selected blocks are read."""
+
+    def labelled_conv2d_input_grad(
+        self,
+        grad: torch.Tensor,
+        weight: torch.Tensor,
+        in_labels: torch.Tensor,
+        out_labels: torch.Tensor,
+        groups: int,
+        height: int,
+        width: int,
+        *window_and_layout: int,
+    ) -> torch.Tensor:
+        """∂L/∂x."""
+
+    def labelled_conv2d_weight_grad(
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        in_labels: torch.Tensor,
+        out_labels: torch.Tensor,
+        groups: int,
+        kernel_h: int,
+        kernel_w: int,
+        *window: int,
+    ) -> torch.Tensor:
+        """∂L/∂weight, dense, zero where labels differ."""
+
+    def dense_conv2d_weight_grad(
+        self, grad: torch.Tensor, x: torch.Tensor, kernel_h: int, kernel_w: int, *window: int
+    ) -> torch.Tensor:
+        """∂L/∂weight of one group of all channels."""
+
+    def mask_weight(
+        self, weight: torch.Tensor, in_labels: torch.Tensor, out_labels: torch.Tensor
+    ) -> torch.Tensor:
+        """The weight where labels agree, zero elsewhere."""
+
+    def label_grad(
+        self,
+        grad: torch.Tensor,
+        weight: torch.Tensor,
+        input_logits: torch.Tensor,
+        output_logits: torch.Tensor,
+        in_labels: torch.Tensor,
+        out_labels: torch.Tensor,
+        winner: bool,
+        masked: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The weight's gradient where it is masked (else empty), and the logits'."""
+
+    def kronecker_grad(
+        self, grad: torch.Tensor, weight: torch.Tensor, gates: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight's gradient and the gates', from that of the masked weight."""
+
+    def kronecker_conv2d_grad(
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        gates: torch.Tensor,
+        *window: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from the convolution's operands."""
+
+
+@dataclass(frozen=True)
+class NativeLabelledOperations:
+    """The native library's operations, as they are."""
+
+    row_labels = staticmethod(_ops.row_labels)
+    kronecker_labels = staticmethod(_ops.kronecker_labels)
+    labelled_conv2d = staticmethod(_ops.labelled_conv2d)
+    labelled_conv2d_input_grad = staticmethod(_ops.labelled_conv2d_input_grad)
+    labelled_conv2d_weight_grad = staticmethod(_ops.labelled_conv2d_weight_grad)
+    dense_conv2d_weight_grad = staticmethod(_ops.dense_conv2d_weight_grad)
+    mask_weight = staticmethod(_ops.mask_weight)
+    label_grad = staticmethod(_ops.label_grad)
+    kronecker_grad = staticmethod(_ops.kronecker_grad)
+    kronecker_conv2d_grad = staticmethod(_ops.kronecker_conv2d_grad)
+
+
+register_constant(NativeLabelledOperations)
+
+NATIVE_LABELLED: LabelledOperations = NativeLabelledOperations()

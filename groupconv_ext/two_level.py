@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from . import _ops
 from ._ops import is_channels_last
 from .autograd import convolve, input_grad, wants_grad, weight_grad
 from .backends import Call, choose
+from .backends.triton import TRITON, TRITON_OPERATIONS, load
 from .functional import conv2d
+from .operations import NATIVE_OPERATIONS, Operations
 from .partition import Partition
 from .window import IntOrPair, Padding, Window, make_window
 
@@ -67,8 +68,9 @@ def two_level_conv2d(
         stride: As in :func:`~groupconv_ext.conv2d`, and so are the rest.
         padding: See ``stride``.
         dilation: See ``stride``.
-        backend: The native kernels for the CPU do both levels in one pass, every other backend
-            in three convolutions.
+        backend: The native kernels for the CPU do both levels in one pass over x, the Triton
+            kernels add the second to the first in its epilogue, every other backend takes three
+            convolutions.
     """
     device = x.device.type
     autocast = device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
@@ -76,8 +78,10 @@ def two_level_conv2d(
     needs_grad = wants_grad(x, weight, restriction, coarse, bias)
     call = Call(device, dtype, needs_grad, forward_ad._current_level >= 0)
     fits = x.dim() == 4 and x.shape[1] == partitions.within.in_channels and weight.dtype == x.dtype
-    fused = choose(backend, call).name == "native" and device in ("cpu", "meta")
-    if not (fused and (fits or autocast)):  # what does not fit is refused by conv2d
+    operations = _fused_by(backend, call)
+    if not (
+        operations is not None and (fits or autocast)
+    ):  # what does not fit is refused by conv2d
         settings: dict[str, Any] = {
             "stride": stride,
             "padding": padding,
@@ -95,27 +99,26 @@ def two_level_conv2d(
     window = make_window(weight.shape[2], weight.shape[3], stride, padding, dilation)
     window.output_size(x.shape[2], x.shape[3], weight.shape[2], weight.shape[3])  # or an error
     packed, packed_restriction = weight.flatten(0, 1), restriction.flatten(0, 1)
-    tensors = (x, packed, packed_restriction, coarse, bias, partitions.within.table(x.device))
+    tensors = (x, packed, packed_restriction, coarse, bias)
+    stages = (partitions.within, partitions.restrict)
     if not needs_grad:
-        return _fused(*tensors, window)[0]
+        return operations.two_level(*tensors, *stages, window)[0]
     y: torch.Tensor = _TwoLevel.apply(  # type: ignore[no-untyped-call]
-        *tensors, partitions.within, partitions.restrict, partitions.spread, window
+        *tensors, *stages, partitions.spread, window, operations
     )[0]
     return y
 
 
-def _fused(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    restriction: torch.Tensor,
-    coarse: torch.Tensor,
-    bias: torch.Tensor | None,
-    table: torch.Tensor,
-    window: Window,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    outputs, groups = coarse.shape
-    rows = torch.cat((weight.reshape(outputs, -1), coarse), 1).flatten()
-    return _ops.two_level(x, rows, restriction, bias, table, outputs, groups, *window)
+def _fused_by(backend: str, call: Call) -> Operations | None:
+    """The operations that do both levels at once, if the backend for the call has such."""
+    if backend == "auto" and call.device_type == "cuda":
+        return None  # what is the fastest there is asked for each convolution
+    chosen = choose(backend, call)
+    if chosen is TRITON:
+        load()
+        return TRITON_OPERATIONS
+    native = chosen.name == "native" and call.device_type in ("cpu", "meta")
+    return NATIVE_OPERATIONS if native else None
 
 
 class _TwoLevel(torch.autograd.Function):
@@ -130,41 +133,41 @@ class _TwoLevel(torch.autograd.Function):
         restriction: torch.Tensor,
         coarse: torch.Tensor,
         bias: torch.Tensor | None,
-        table: torch.Tensor,
         within: Partition,
         restrict: Partition,
         spread: Partition,
         window: Window,
+        operations: Operations,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return _fused(x, weight, restriction, coarse, bias, table, window)
+        return operations.two_level(x, weight, restriction, coarse, bias, within, restrict, window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        x, weight, restriction, coarse, *_, ctx.within, ctx.restrict, ctx.spread, ctx.window = (
-            inputs
-        )
+        x, weight, restriction, coarse, _, *settings = inputs
+        ctx.within, ctx.restrict, ctx.spread, ctx.window, ctx.operations = settings
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x, weight, restriction, coarse, output[1])
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, restriction, coarse, z = ctx.saved_tensors
+        by = ctx.operations
         need_x, need_weight, need_restriction, need_coarse, need_bias, *_ = ctx.needs_input_grad
         if wants_grad(x, restriction):  # z as it came out of the kernel has no derivatives
-            z = convolve(x, restriction, None, None, ctx.restrict, ctx.window, "none")
+            z = convolve(x, restriction, None, None, ctx.restrict, ctx.window, "none", by)
         size, last = (x.shape[2], x.shape[3]), is_channels_last(x)
         kernel = (weight.shape[1], weight.shape[2])
         packed = coarse.reshape(-1, 1, 1)
         by_x = by_weight = by_restriction = by_coarse = None
-        by_z = input_grad(grad, packed, ctx.spread, _POINTWISE, (z.shape[2], z.shape[3]), last)
+        by_z = input_grad(grad, packed, ctx.spread, _POINTWISE, (z.shape[2], z.shape[3]), last, by)
         if need_x:
-            by_x = input_grad(grad, weight, ctx.within, ctx.window, size, last)
-            by_x = by_x + input_grad(by_z, restriction, ctx.restrict, ctx.window, size, last)
+            by_x = input_grad(grad, weight, ctx.within, ctx.window, size, last, by)
+            by_x = by_x + input_grad(by_z, restriction, ctx.restrict, ctx.window, size, last, by)
         if need_weight:
-            by_weight = weight_grad(grad, x, ctx.within, ctx.window, kernel)
+            by_weight = weight_grad(grad, x, ctx.within, ctx.window, kernel, by)
         if need_restriction:
-            by_restriction = weight_grad(by_z, x, ctx.restrict, ctx.window, kernel)
+            by_restriction = weight_grad(by_z, x, ctx.restrict, ctx.window, kernel, by)
         if need_coarse:
-            by_coarse = weight_grad(grad, z, ctx.spread, _POINTWISE, (1, 1)).view_as(coarse)
+            by_coarse = weight_grad(grad, z, ctx.spread, _POINTWISE, (1, 1), by).view_as(coarse)
         by_bias = grad.sum((0, 2, 3)) if need_bias else None
         return by_x, by_weight, by_restriction, by_coarse, by_bias, *(None,) * 5

@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import hypothesis.strategies as st
 import pytest
@@ -11,7 +11,7 @@ import torch
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch.nn import functional
 
-from groupconv_ext import _ops, reference
+from groupconv_ext import _ops, backends, reference
 from groupconv_ext.autograd import FUSED_IN_TRAINING
 from groupconv_ext.backends.native import NATIVE
 from groupconv_ext.backends.registry import Backend
@@ -161,6 +161,14 @@ def tensors(
 # ---- instruction sets ---------------------------------------------------------------------------
 
 needs_native = pytest.mark.skipif(_ops.unavailable is not None, reason=str(_ops.unavailable))
+
+
+def backends_for(dtype: torch.dtype) -> list[Any]:
+    """Every backend by its name, for parametrised tests; those that cannot run here are skipped."""
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"it {reason}"))
+        for name, reason in backends.explain("cpu", dtype).items()
+    ]
 
 
 def _force_isa(name: bytes) -> bool:

@@ -17,6 +17,7 @@ from helpers import (
     PARTITIONS,
     Geometry,
     Layout,
+    backends_for,
     forced_isa,
     needs_native,
     tensors,
@@ -34,12 +35,8 @@ from groupconv_ext import Partition, Prologue, backends, reference
 
 RAGGED = PARTITIONS["ragged"]
 OVERLAPPING = PARTITIONS["overlapping, unread"]
-each_backend = pytest.mark.parametrize(
-    "backend",
-    [pytest.param(n, marks=[needs_native] if n == "native" else []) for n in backends.names()],
-)
-TAKES_DOUBLE = [n for n, why in backends.explain("cpu", torch.float64).items() if why is None]
-each_exact_backend = pytest.mark.parametrize("backend", TAKES_DOUBLE)
+each_float64_backend = pytest.mark.parametrize("backend", backends_for(torch.float64))
+each_backend = pytest.mark.parametrize("backend", backends_for(torch.float32))
 
 
 def normalisation(channels: int, dtype: torch.dtype = torch.float32) -> nn.BatchNorm2d:
@@ -59,7 +56,7 @@ def numbers(channels: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Te
 # ---- right --------------------------------------------------------------------------------------
 
 
-@each_exact_backend
+@each_float64_backend
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS.keys())
 def test_is_a_normalisation_a_relu_and_a_convolution(
@@ -131,7 +128,7 @@ def test_every_kernel(partition: Partition, geometry: Geometry, layout: str, isa
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)])
-@each_exact_backend
+@each_float64_backend
 def test_what_is_left_out(given: tuple[bool, bool], activation: str | None, backend: str) -> None:
     x, weight, bias = tensors(RAGGED, GEOMETRIES["3×3"])
     scale, shift = (
@@ -171,7 +168,8 @@ def test_float32_parameters_of_bfloat16() -> None:
     x, weight, _ = tensors(RAGGED, GEOMETRIES["3×3"], dtype=torch.bfloat16)
     scale, shift = numbers(9)
     wide = Prologue(scale.requires_grad_(), shift.requires_grad_(), "relu")
-    for backend in backends.names():
+    reasons = backends.explain("cpu", torch.bfloat16, prologue=True)
+    for backend in (name for name, reason in reasons.items() if reason is None):
         y = gc.conv2d(x, weight, partition=RAGGED, padding=1, prologue=wide, backend=backend)
         assert y.dtype == torch.bfloat16
         grads = torch.autograd.grad(y.sum(), (scale, shift))
@@ -511,7 +509,7 @@ def test_autocast(backend: str) -> None:
     x = torch.randn(2, 9, 5, 6)
     with torch.autocast("cpu", torch.bfloat16):
         y = network(x)
-        if backend in TAKES_DOUBLE:
+        if backends.explain("cpu", torch.float64)[backend] is None:
             assert PreActivated(backend).double()(x.double()).dtype == torch.float64
     assert y.dtype == torch.bfloat16
     y.sum().backward()

@@ -17,6 +17,7 @@ from helpers import (
     LAYOUTS,
     PARTITIONS,
     Layout,
+    backends_for,
     needs_native,
     tensors,
     window_of,
@@ -33,7 +34,7 @@ from groupconv_ext import Partition, backends
 pytestmark = needs_native
 
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-each_backend = pytest.mark.parametrize("backend", backends.names())
+each_backend = pytest.mark.parametrize("backend", backends_for(torch.float32))
 
 RAGGED = PARTITIONS["ragged"]
 

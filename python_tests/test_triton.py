@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -23,8 +25,9 @@ from helpers import (
 import groupconv_ext as gc
 from groupconv_ext import Partition, backends, reference
 from groupconv_ext.backends import Call
-from groupconv_ext.backends.triton import TRITON, planner, tuning
+from groupconv_ext.backends.triton import TRITON, load, planner, tuning
 from groupconv_ext.backends.triton.availability import INTERPRETED, why_not
+from groupconv_ext.partition import kronecker_radices
 from groupconv_ext.window import Window
 
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -215,6 +218,7 @@ def test_a_refusal_by_name() -> None:
 @needs_triton
 def test_a_hostile_plan_reads_and_writes_nothing_else() -> None:
     """Channels and entries outside of their tensors are left out, not followed."""
+    load()
 
     def run(channels: list[int], rows: list[list[int]], tiles: list[list[int]]) -> torch.Tensor:
         x = torch.ones(1, 2, 1, 4, device=DEVICE)
@@ -305,6 +309,101 @@ def test_launches(rows: int, pixels: int, element_bytes: int, single: bool) -> N
             assert all(size & (size - 1) == 0 for size in launch[:3])
             operands = (launch.rows + launch.pixels) * launch.depth * element_bytes
             assert single or operands * launch.stages <= 96 << 10
+
+
+@needs_triton
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_two_levels(kernel: int) -> None:
+    layer = gc.nn.TwoLevelConv2d(8, 12, kernel, padding=kernel // 2, stride=kernel, groups=4)
+    layer = layer.to(DEVICE)
+    x = torch.randn(2, 8, 7, 6, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    leaves = (x.requires_grad_(), *layer.parameters())
+    found = []
+    for backend in ("triton", "reference"):
+        layer.backend = backend
+        y = layer(leaves[0])
+        found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+        with torch.no_grad():
+            torch.testing.assert_close(layer(leaves[0]), y)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
+
+
+# ---- learned groups -----------------------------------------------------------------------------
+
+
+def learned(
+    function: Callable[..., torch.Tensor], backend: str, leaves: list[torch.Tensor], **settings: Any
+) -> list[torch.Tensor]:
+    """A result and the gradients of all its operands."""
+    y = function(*leaves, backend=backend, **settings)
+    grad = torch.linspace(-1, 1, y.numel(), device=DEVICE).view_as(y)
+    return [y, *torch.autograd.grad(y, leaves, grad)]
+
+
+@needs_triton
+@pytest.mark.parametrize("gradient", ["straight_through", "winner"])
+@pytest.mark.parametrize("weight_gradient", ["straight_through", "masked"])
+def test_flgc(gradient: str, weight_gradient: str) -> None:
+    settings = {"gradient": gradient, "weight_gradient": weight_gradient}
+    shapes = [(2, 20, 5, 4), (18, 20, 3, 3), (18,), (20, 3), (18, 3)]
+    leaves = [torch.randn(shape, device=DEVICE).requires_grad_() for shape in shapes]
+    for padding in (0, 1):
+        got, expected = (
+            learned(gc.flgc_conv2d, backend, leaves, padding=padding, **settings)
+            for backend in ("triton", "dense")
+        )
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+    products = [leaves[1], *leaves[3:]]
+    got, expected = (
+        learned(gc.flgc_weight, backend, products, **settings) for backend in ("triton", "dense")
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+def test_flgc_without_learning_and_with_empty_groups() -> None:
+    shapes = [(1, 7, 4, 4), (40, 7, 1, 1), (40,), (7, 6), (40, 6)]
+    leaves = [torch.randn(shape, device=DEVICE) for shape in shapes]
+    leaves[3][:, 2] = -9  # nobody reads in group 2, nobody writes in group 4
+    leaves[4][:, 4] = -9
+    leaves[0] = leaves[0].contiguous(memory_format=torch.channels_last)
+    found = []
+    for backend in ("triton", "dense"):
+        own = [leaf.clone().requires_grad_() for leaf in leaves]
+        y = gc.flgc_conv2d(*own, learn=False, backend=backend)
+        found.append([y, *torch.autograd.grad(y.square().sum(), own[:3])])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
+
+
+@needs_triton
+@pytest.mark.parametrize(("outs", "ins"), [(8, 16), (12, 18), (5, 10)])
+def test_dgconv(outs: int, ins: int) -> None:
+    count = len(kronecker_radices(ins, outs))
+    shapes = [(2, ins, 4, 4), (outs, ins, 1, 1), (outs,)]
+    leaves = [torch.randn(shape, device=DEVICE).requires_grad_() for shape in shapes]
+    for signs in ([1.0, -1.0, 0.0, -1.0], [-1.0] * 4, [1.0] * 4):
+        gates = torch.tensor(signs[:count], device=DEVICE).requires_grad_()
+        got, expected = (
+            learned(gc.dgconv_conv2d, backend, [*leaves, gates]) for backend in ("triton", "dense")
+        )
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+        got, expected = (
+            learned(gc.dgconv_weight, backend, [leaves[1], gates])
+            for backend in ("triton", "dense")
+        )
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+def test_learned_groups_refuse_what_is_not_finite() -> None:
+    logits = torch.zeros(4, 2, device=DEVICE)
+    logits[1, 1] = torch.nan
+    x, weight = torch.ones(1, 4, 2, 2, device=DEVICE), torch.ones(4, 4, 1, 1, device=DEVICE)
+    with pytest.raises(ValueError, match=r"input_logits has nan at \[1, 1\]; expected finite"):
+        gc.flgc_conv2d(x, weight, None, logits, torch.zeros_like(logits), backend="triton")
+    gates = torch.tensor([torch.inf, 1], device=DEVICE)
+    with pytest.raises(ValueError, match=r"gates has inf at \[0\]; expected finite"):
+        gc.dgconv_conv2d(x, weight, None, gates, backend="triton")
 
 
 # ---- torch.compile ------------------------------------------------------------------------------

@@ -76,12 +76,12 @@ CASES = {
 def launched(call: Any) -> list[tuple[Any, dict[str, Any]]]:
     """Every kernel that ``call`` would launch, with its arguments."""
     found = []
-    original = ops._launch
-    ops._launch = lambda kernel, grid, x, settings: found.append((kernel, settings))
+    original = ops.launch_kernel
+    ops.launch_kernel = lambda kernel, grid, x, settings: found.append((kernel, settings))
     try:
         call()
     finally:
-        ops._launch = original
+        ops.launch_kernel = original
     return found
 
 

@@ -8,26 +8,37 @@
 ``reference``  a loop over the groups in plain PyTorch
 =============  ======================================================================
 
-``auto`` takes the first that can serve the call: on the CPU in the order above; on other devices
-``aten`` first. A backend asked for by name runs or raises with its reason; nothing is replaced
-silently. :func:`explain` tells what each would say, :func:`choose` which one runs.
+On the CPU ``auto`` takes the first of ``native``, ``aten`` and ``reference`` that can serve the
+call, on a GPU what :mod:`.choice` says: the answer of a table, or of a measurement that is made
+once and kept on disk. On other devices it takes ``aten``. A backend asked for by name runs or
+raises with its reason; nothing is replaced silently. :func:`explain` tells what each would say,
+:func:`choose` which one runs.
 """
 
 from __future__ import annotations
 
-import torch
+from functools import cache
+from typing import Any
 
+import torch
+from torch.compiler import is_compiling
+
+from ..partition import Partition
+from ..window import Window
+from . import choice
 from .aten import ATEN
 from .dense import DENSE
+from .measure import Operands
 from .native import NATIVE
 from .oracle import REFERENCE
-from .registry import Backend, Call
+from .registry import Backend, Call, Question
 from .triton import TRITON
 
-__all__ = ["Backend", "BackendError", "Call", "choose", "explain", "names"]
+__all__ = ["Backend", "BackendError", "Call", "best", "choose", "explain", "names"]
 
 _BACKENDS = {backend.name: backend for backend in (NATIVE, TRITON, ATEN, DENSE, REFERENCE)}
 _AUTO_ON_CPU = (NATIVE, ATEN)
+_AUTO_ON_CUDA = (NATIVE, TRITON, ATEN, DENSE)
 _AUTO_ELSEWHERE = (ATEN,)
 
 
@@ -55,6 +66,39 @@ def choose(backend: str, call: Call) -> Backend:
     if reason is not None:
         raise BackendError(f"backend {backend!r} cannot run here: it {reason}")
     return chosen
+
+
+def best(call: Call, operands: Operands) -> Backend:
+    """The backend that ``auto`` takes for these operands on a GPU."""
+    x, weight, _, _, partition, window, _, prologue = operands
+    if is_compiling():
+        kernel_h, kernel_w = weight.shape[1:]
+        return _BACKENDS[_traced(x.device.index, partition, kernel_h, kernel_w, *window, *call)]
+    capable = [backend for backend in _AUTO_ON_CUDA if backend.why_not(call) is None]
+    if len(capable) == 1:
+        return capable[0]
+    question = Question.of(x, weight, partition, window, call.needs_grad, prologue is not None)
+    return choice.best(question, operands, capable, device_name(x.device))
+
+
+def _traced(
+    device: int, partition: Partition, kernel_h: int, kernel_w: int, *window_and_call: Any
+) -> str:
+    """What ``auto`` takes in a graph, where sizes may be symbols: the same for all sizes."""
+    window, call = Window(*window_and_call[:8]), Call(*window_and_call[8:])
+    capable = [backend.name for backend in _AUTO_ON_CUDA if backend.why_not(call) is None]
+    name = device_name(torch.device("cuda", device))
+    return choice.without_sizes(name, capable, call, partition, (kernel_h, kernel_w), window)
+
+
+# What torch.compiler.assume_constant_result does: called while a caller is traced, and not traced.
+_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """What the driver calls a device."""
+    return torch.cuda.get_device_name(device)
 
 
 def explain(

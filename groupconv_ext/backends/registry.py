@@ -8,11 +8,12 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from .._ops import is_channels_last
 from ..partition import Partition
 from ..prologue import Prologue
 from ..window import Window
 
-__all__ = ["Backend", "Call"]
+__all__ = ["Backend", "Call", "Question"]
 
 
 class Call(NamedTuple):
@@ -23,6 +24,71 @@ class Call(NamedTuple):
     needs_grad: bool
     forward_mode: bool = False  # inside torch.func.jvp, jacfwd, hessian
     prologue: bool = False
+
+
+class Question(NamedTuple):
+    """What the time of a call depends on: shapes, layout, and how the groups lie."""
+
+    dtype: torch.dtype
+    needs_grad: bool
+    prologue: bool
+    channels_last: bool
+    batch: int
+    in_channels: int
+    height: int
+    width: int
+    out_channels: int
+    groups: int
+    entries: int
+    widest: tuple[int, int]
+    is_even: bool
+    is_contiguous: bool
+    has_overlap: bool
+    kernel: tuple[int, int]
+    window: Window
+
+    @classmethod
+    def of(
+        cls,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        partition: Partition,
+        window: Window,
+        needs_grad: bool,
+        prologue: bool,
+    ) -> Question:
+        """The question that a call asks."""
+        batch, channels, height, width = x.shape
+        return cls(
+            x.dtype,
+            needs_grad,
+            prologue,
+            is_channels_last(x),
+            batch,
+            channels,
+            height,
+            width,
+            partition.out_channels,
+            partition.groups,
+            partition.entries,
+            partition.widest,
+            partition.is_even,
+            partition.is_contiguous,
+            partition.has_overlap,
+            (weight.shape[1], weight.shape[2]),
+            window,
+        )
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        return self.window.output_size(self.height, self.width, *self.kernel)
+
+    @property
+    def text(self) -> str:
+        """The question in words that a person can read, and no two questions share."""
+        fields = self._replace(window=tuple(self.window))._asdict().items()  # type: ignore[arg-type]
+        return ", ".join(f"{name} {value}" for name, value in fields)
 
 
 class Convolve(Protocol):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 
+from .markup import Cell, card, percent_cell, ratio_cell, table, text_cell
 from .plots import HOW_TO_GET
 from .problems import Problem
 from .results import Report, Row
 from .rivals import CONTENDERS, OURS
-from .summary import BEST_RIVAL, best_rival, percent, ratio, shares, short_name, versus
+from .summary import BEST_RIVAL, best_rival, ratio, shares, short_name, versus
 
 _CAPTIONS = {
     "speed-up": "Each bar is one problem: our speed over that of the fastest PyTorch way to "
@@ -94,7 +95,7 @@ def _cards(report: Report) -> str:
     for entry in versus(report):
         if entry.contender in (BEST_RIVAL, "aten"):
             cards.append(
-                _card(
+                card(
                     ratio(entry.geometric_mean),
                     f"{entry.direction}, over {entry.contender} (geometric mean of {entry.count})",
                     loss=entry.geometric_mean < 1,
@@ -102,7 +103,7 @@ def _cards(report: Report) -> str:
             )
         if entry.contender == BEST_RIVAL:
             cards.append(
-                _card(
+                card(
                     ratio(entry.least),
                     f"{entry.direction}, the least: {short_name(entry.least_problem)}; "
                     f"slower on {entry.losses} of {entry.count}",
@@ -110,11 +111,6 @@ def _cards(report: Report) -> str:
                 )
             )
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
-
-
-def _card(number: str, text: str, *, loss: bool) -> str:
-    css = "card loss" if loss else "card"
-    return f'<div class="{css}"><b>{number}</b><span>{escape(text)}</span></div>'
 
 
 def _figures(pictures: Mapping[str, str]) -> str:
@@ -129,72 +125,23 @@ def _figures(pictures: Mapping[str, str]) -> str:
 # ---- tables --------------------------------------------------------------------------------------
 
 
-class _Cell:
-    """A table cell: what it shows, what it sorts by, and its classes."""
-
-    def __init__(self, text: str, value: float | None = None, css: str = "") -> None:
-        self.text, self.value, self.css = text, value, css
-
-    def __str__(self) -> str:
-        css = f' class="{self.css}"' if self.css else ""
-        value = "" if self.value is None else f' data-value="{self.value:.6g}"'
-        return f"<td{css}{value}>{escape(self.text)}</td>"
-
-
-def _text(text: str, css: str = "") -> _Cell:
-    return _Cell(text, css=f"text {css}".strip())
-
-
-def _ratio(value: float | None, css: str = "") -> _Cell:
-    if value is not None and value < 1:
-        css = f"{css} loss".strip()
-    return _Cell(ratio(value), value, css)
-
-
-def _percent(share: float) -> _Cell:
-    return _Cell(percent(share), share)
-
-
-def _table(
-    heads: Sequence[str],
-    rows: Iterable[tuple[str, Sequence[_Cell]]],
-    *,
-    text: Sequence[int],
-    element_id: str = "",
-) -> str:
-    """A sortable table; the columns in ``text`` hold words, the others numbers."""
-    head_cells = "".join(
-        f'<th class="{"text" if column in text else "number"}">{escape(head)}</th>'
-        for column, head in enumerate(heads)
-    )
-    body = "\n".join(
-        f'<tr data-name="{escape(name.lower())}">{"".join(map(str, cells))}</tr>'
-        for name, cells in rows
-    )
-    identity = f' id="{element_id}"' if element_id else ""
-    return (
-        f'<div class="scroll"><table class="sortable"{identity}><thead><tr>{head_cells}</tr>'
-        f"</thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
 def _versus_table(report: Report) -> str:
     rows = [
         (
             entry.contender,
             [
-                _text(entry.contender, "" if entry.same_function else "bound"),
-                _text(entry.direction),
-                _Cell(str(entry.count), entry.count),
-                _ratio(entry.geometric_mean, "best"),
-                _ratio(entry.least),
-                _Cell(str(entry.losses), entry.losses),
-                _text(short_name(entry.least_problem)),
+                text_cell(entry.contender, "" if entry.same_function else "bound"),
+                text_cell(entry.direction),
+                Cell(str(entry.count), entry.count),
+                ratio_cell(entry.geometric_mean, "best"),
+                ratio_cell(entry.least),
+                Cell(str(entry.losses), entry.losses),
+                text_cell(short_name(entry.least_problem)),
             ],
         )
         for entry in versus(report)
     ]
-    return _table(
+    return table(
         ["ours against", "direction", "problems", "mean", "least", "slower on", "least at"],
         rows,
         text=(0, 1, 6),
@@ -206,18 +153,18 @@ def _shares_table(report: Report) -> str:
         (
             entry.family,
             [
-                _text(entry.family),
-                _text(entry.layout),
-                _text(entry.direction),
-                _Cell(str(entry.count), entry.count),
-                _percent(entry.least_of_peak),
-                _percent(entry.median_of_peak),
-                _percent(entry.median_of_floor),
+                text_cell(entry.family),
+                text_cell(entry.layout),
+                text_cell(entry.direction),
+                Cell(str(entry.count), entry.count),
+                percent_cell(entry.least_of_peak),
+                percent_cell(entry.median_of_peak),
+                percent_cell(entry.median_of_floor),
             ],
         )
         for entry in shares(report)
     ]
-    return _table(
+    return table(
         [
             *("class of layers", "layout", "direction", "layers"),
             *("least of peak", "median of peak", "median of floor"),
@@ -232,17 +179,17 @@ def _overhead_table(report: Report) -> str:
         (
             entry.mode,
             [
-                _text(entry.mode),
-                _Cell(str(entry.groups), entry.groups),
-                _Cell(f"{entry.ours_us:.2f}", entry.ours_us, "ours"),
-                _Cell(f"{entry.theirs_us:.2f}", entry.theirs_us),
-                _Cell(ratio(entry.ratio), entry.ratio),
+                text_cell(entry.mode),
+                Cell(str(entry.groups), entry.groups),
+                Cell(f"{entry.ours_us:.2f}", entry.ours_us, "ours"),
+                Cell(f"{entry.theirs_us:.2f}", entry.theirs_us),
+                Cell(ratio(entry.ratio), entry.ratio),
             ],
         )
         for entry in report.overhead
     ]
     heads = ["a call on one pixel", "groups", "ours, µs", "F.conv2d, µs", "ours / theirs"]
-    return _table(heads, rows, text=(0,))
+    return table(heads, rows, text=(0,))
 
 
 def _problem_table(report: Report) -> str:
@@ -258,46 +205,46 @@ def _problem_table(report: Report) -> str:
                 *_problem_cells(problem),
                 *_our_cells(rows),
                 *_rival_cells(rows, rivals),
-                _text(problem.network),
+                text_cell(problem.network),
             ],
         )
         for problem, rows in report.by_problem.items()
     ]
-    return _table(heads, lines, text=(0, 1, 2, 3, 10, len(heads) - 1), element_id="problems")
+    return table(heads, lines, text=(0, 1, 2, 3, 10, len(heads) - 1), element_id="problems")
 
 
-def _problem_cells(problem: Problem) -> list[_Cell]:
+def _problem_cells(problem: Problem) -> list[Cell]:
     return [
-        _text(problem.label, "best"),
-        _text(problem.kind),
-        _text(problem.layout),
-        _text("fwd+bwd" if problem.trains else "fwd"),
-        _Cell(str(problem.batch), problem.batch),
+        text_cell(problem.label, "best"),
+        text_cell(problem.kind),
+        text_cell(problem.layout),
+        text_cell("fwd+bwd" if problem.trains else "fwd"),
+        Cell(str(problem.batch), problem.batch),
     ]
 
 
-def _our_cells(rows: Mapping[str, Row]) -> list[_Cell]:
+def _our_cells(rows: Mapping[str, Row]) -> list[Cell]:
     row = rows.get(OURS)
     if row is None:
-        return [_Cell("")] * 4
+        return [Cell("")] * 4
     return [
-        _Cell(f"{row.median_us:.1f}", row.median_us, "ours"),
-        _Cell(f"{row.gflops:.1f}", row.gflops),
-        _percent(row.share_of_peak),
-        _percent(row.share_of_floor),
+        Cell(f"{row.median_us:.1f}", row.median_us, "ours"),
+        Cell(f"{row.gflops:.1f}", row.gflops),
+        percent_cell(row.share_of_peak),
+        percent_cell(row.share_of_floor),
     ]
 
 
-def _rival_cells(rows: Mapping[str, Row], rivals: Sequence[str]) -> list[_Cell]:
+def _rival_cells(rows: Mapping[str, Row], rivals: Sequence[str]) -> list[Cell]:
     best = best_rival(rows.values())
     cells = [
-        _ratio(best.ours_is_faster if best else None, "best"),
-        _text(best.contender if best else ""),
+        ratio_cell(best.ours_is_faster if best else None, "best"),
+        text_cell(best.contender if best else ""),
     ]
     for name in rivals:
         row = rows.get(name)
         is_bound = row is not None and not row.same_function
-        cells.append(_ratio(row.ours_is_faster if row else None, "bound" if is_bound else ""))
+        cells.append(ratio_cell(row.ours_is_faster if row else None, "bound" if is_bound else ""))
     return cells
 
 

@@ -33,13 +33,13 @@ class Case:
     grad_output: Tensor
 
     @classmethod
-    def make(cls, problem: Problem) -> Case:
+    def make(cls, problem: Problem, device: torch.device | str = "cpu") -> Case:
         """Normal values, scaled so that outputs are about 1 whatever the accumulation length."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
         longest = max(n_in for _, n_in in problem.partition.sizes) * problem.kernel**2
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
+            return torch.randn(*shape, generator=generator, device=device)
 
         def image(channels: int, height: int, width: int) -> Tensor:
             values = normal(problem.batch, channels, height, width).to(problem.torch_dtype)
@@ -127,13 +127,14 @@ def _permute(x: Tensor, index: Tensor | None, inverse: Tensor | None, layout: La
     return permuted
 
 
-def _flat(lists: tuple[tuple[int, ...], ...]) -> Tensor:
-    return torch.tensor([channel for channels in lists for channel in channels])
+def _flat(lists: tuple[tuple[int, ...], ...], case: Case) -> Tensor:
+    channels = [channel for channels in lists for channel in channels]
+    return torch.tensor(channels, device=case.x.device)
 
 
 def _unless_identity(index: Tensor) -> Tensor | None:
     """None for an index that changes nothing, so that a contiguous rival does not pay for it."""
-    return None if torch.equal(index, torch.arange(len(index))) else index
+    return None if torch.equal(index, torch.arange(len(index), device=index.device)) else index
 
 
 def _grouped_call(problem: Problem) -> Function:
@@ -155,8 +156,8 @@ def aten(case: Case) -> Method:
     """``index_select``, ``F.conv2d(groups=G)``, ``index_select``: none where no channel moves."""
     partition, layout = case.partition, case.problem.layout
     convolve = _grouped_call(case.problem)
-    gather = _unless_identity(_flat(partition.inputs))
-    scatter = _unless_identity(_flat(partition.outputs).argsort())
+    gather = _unless_identity(_flat(partition.inputs, case))
+    scatter = _unless_identity(_flat(partition.outputs, case).argsort())
 
     def function(x: Tensor, weight: Tensor) -> Tensor:
         return _take(convolve(_take(x, gather, layout), weight), scatter, layout)
@@ -168,7 +169,7 @@ def aten_inverse(case: Case) -> Method:
     """``aten`` with permutations whose gradients are gathers."""
     partition, layout = case.partition, case.problem.layout
     convolve = _grouped_call(case.problem)
-    reads, writes = _flat(partition.inputs), _flat(partition.outputs)
+    reads, writes = _flat(partition.inputs, case), _flat(partition.outputs, case)
     gather, gather_back = _unless_identity(reads), _unless_identity(reads.argsort())
     scatter, scatter_back = _unless_identity(writes.argsort()), _unless_identity(writes)
 
@@ -183,9 +184,9 @@ def prepacked(case: Case) -> Method:
     """``aten`` in channels_last on a weight reordered by oneDNN: what a frozen model calls."""
     problem, partition = case.problem, case.partition
     stride, padding, dilation = [problem.stride] * 2, [problem.padding] * 2, [1, 1]
-    reads = _flat(partition.inputs)
+    reads = _flat(partition.inputs, case)
     gather = _unless_identity(reads)
-    scatter = _unless_identity(_flat(partition.outputs).argsort())
+    scatter = _unless_identity(_flat(partition.outputs, case).argsort())
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
     convolve = torch.ops.mkldnn._convolution_pointwise
     weight = _grouped_weight(case)
@@ -240,11 +241,13 @@ def padded(case: Case) -> Method:
         present[group, :n_out, :n_in] = True
     # A missing input is channel 0 under a zero weight; a missing output is never taken.
     padded_inputs = [[*group, *[0] * (most_in - len(group))] for group in partition.inputs]
-    gather = torch.tensor(padded_inputs).flatten()
+    device = case.x.device
+    gather = torch.tensor(padded_inputs, device=device).flatten()
+    present = present.to(device)
     computed = present.any(2).flatten().nonzero().flatten()
-    scatter = computed[_flat(partition.outputs).argsort()]
+    scatter = computed[_flat(partition.outputs, case).argsort()]
 
-    weight = torch.zeros(groups, most_out, most_in, kernel, kernel, dtype=problem.torch_dtype)
+    weight = case.weight.new_zeros(groups, most_out, most_in, kernel, kernel)
     weight[present] = case.weight
     mask = present.view(groups * most_out, most_in, 1, 1).to(problem.torch_dtype)
     trains = problem.trains
@@ -264,8 +267,8 @@ def per_group(case: Case) -> Method:
     problem, partition = case.problem, case.partition
     layout, kernel = problem.layout, problem.kernel
     convolve = partial(conv2d, stride=problem.stride, padding=problem.padding)
-    gathers = [torch.tensor(group) for group in partition.inputs]
-    scatter = _flat(partition.outputs).argsort()
+    gathers = [torch.tensor(group, device=case.x.device) for group in partition.inputs]
+    scatter = _flat(partition.outputs, case).argsort()
     sizes = partition.sizes
     lengths = [n_out * n_in for n_out, n_in in sizes]
 
@@ -287,7 +290,7 @@ def dense(case: Case) -> Method:
     """A dense convolution with zeros off the mask: masked once, but in training every step."""
     problem, partition, trains = case.problem, case.partition, case.problem.trains
     convolve = partial(conv2d, stride=problem.stride, padding=problem.padding)
-    mask = partition.mask(problem.torch_dtype)[:, :, None, None]
+    mask = partition.mask(problem.torch_dtype, case.x.device)[:, :, None, None]
 
     def function(x: Tensor, weight: Tensor) -> Tensor:
         return convolve(x, weight * mask if trains else weight)

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 HOW_TO_GET = "plots need matplotlib: pip install 'groupconv-ext[plots]'"
 
 # Okabe and Ito's blue and vermilion, told apart under every common colour blindness.
-_OURS = "#0072b2"
-_RIVAL = "#d55e00"
-_BOUND = "#8b93a1"
-_INK = "#1b1f27"  # becomes ``currentColor`` in an SVG, so that the page's theme decides
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+OUR_COLOUR = "#0072b2"
+RIVAL_COLOUR = "#d55e00"
+BOUND_COLOUR = "#8b93a1"
+INK = "#1b1f27"  # becomes ``currentColor`` in an SVG, so that the page's theme decides
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -53,9 +53,9 @@ _STYLE: dict[Any, Any] = {
     "savefig.bbox": "tight",
     "svg.fonttype": "none",
     "svg.hashsalt": "groupconv",
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 
 # More rows than this leave no room for their names.
@@ -67,7 +67,7 @@ def draw(report: Report) -> dict[str, Figure]:
     """Every picture that the report has data for, by name."""
     if not HAVE_MATPLOTLIB:
         raise ImportError(HOW_TO_GET)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         pictures = {
             "speed-up": _speed_up(report),
             "share-of-peak": _share_of_peak(report),
@@ -81,7 +81,7 @@ def draw(report: Report) -> dict[str, Figure]:
 def png(figure: Figure) -> bytes:
     """For a file: dark ink on white."""
     data = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(data, format="png", dpi=160, facecolor="white")
     return data.getvalue()
 
@@ -89,7 +89,7 @@ def png(figure: Figure) -> bytes:
 def svg(figure: Figure) -> str:
     """For a page: an ``<svg>`` element that takes its ink and its font from where it stands."""
     text = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     element = text.getvalue()
@@ -97,7 +97,7 @@ def svg(figure: Figure) -> str:
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r' xmlns(:\w+)?="[^"]*"', "", element)  # known to HTML; no address in the page
     element = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", element)
-    return element.replace(_INK, "currentColor")
+    return element.replace(INK, "currentColor")
 
 
 # ---- the pictures --------------------------------------------------------------------------------
@@ -121,22 +121,22 @@ def _speed_up(report: Report) -> Figure | None:
         [ratio - 1 for ratio in best_ratios],
         left=1,
         height=0.72 if len(found) <= _MOST_NAMED else 1,
-        color=[_OURS if ratio >= 1 else _RIVAL for ratio in best_ratios],
+        color=[OUR_COLOUR if ratio >= 1 else RIVAL_COLOUR for ratio in best_ratios],
     )
     aten_ratios = [(place, ratio) for place, (_, ratio, _) in enumerate(found) if ratio]
     dots = axes.scatter(
         [ratio for _, ratio in aten_ratios],
         [place for place, _ in aten_ratios],
         s=14 if len(found) <= _MOST_NAMED else 3,
-        color=_INK,
+        color=INK,
         edgecolors="white" if len(found) <= _MOST_NAMED else "none",
         linewidths=0.6,
         zorder=3,
         label="over index_select + conv2d + index_select",
     )
-    axes.axvline(1, color=_INK, linewidth=1)
+    axes.axvline(1, color=INK, linewidth=1)
     mean = geometric_mean(best_ratios)
-    axes.axvline(mean, color=_OURS, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axvline(mean, color=OUR_COLOUR, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -146,7 +146,7 @@ def _speed_up(report: Report) -> Figure | None:
     axes.minorticks_off()
     axes.set_title(f"Speed-up, geometric mean {mean:.2f}× over the best of PyTorch")
     _name_rows(axes, [short_name(problem) for _, _, problem in found])
-    bar = Patch(color=_OURS, label="over the best of PyTorch")
+    bar = Patch(color=OUR_COLOUR, label="over the best of PyTorch")
     axes.legend(handles=[bar, dots], loc="lower right")
     return figure
 
@@ -164,11 +164,11 @@ def _share_of_peak(report: Report) -> Figure | None:
     figure, axes = _rows_figure(len(order))
     places = range(len(order))
     ours = [rows_by_problem[problem][OURS].share_of_peak for problem in order]
-    bars = axes.barh(places, ours, height=0.72, color=_OURS, label="ours")
+    bars = axes.barh(places, ours, height=0.72, color=OUR_COLOUR, label="ours")
     rivals = _overlay_rivals(axes, [list(rows_by_problem[problem].values()) for problem in order])
     axes.set_xlim(0, max(1.0, *ours))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(axis="x", color=_INK, alpha=0.12)
+    axes.grid(axis="x", color=INK, alpha=0.12)
     axes.set_axisbelow(True)
     axes.set_title("Share of the FMA peak measured beside each problem")
     _name_rows(axes, [short_name(problem) for problem in order])
@@ -189,7 +189,7 @@ def _overlay_rivals(axes: Axes, rows: Sequence[Sequence[Row]]) -> list[Any]:
         [place for place, row in best if row],
         [row.share_of_peak for _, row in best if row],
         height=0.3,
-        color=_RIVAL,
+        color=RIVAL_COLOUR,
         label="best of PyTorch",
     )
     ticks = axes.scatter(
@@ -197,7 +197,7 @@ def _overlay_rivals(axes: Axes, rows: Sequence[Sequence[Row]]) -> list[Any]:
         [place for place, _ in bound],
         marker="|",
         s=42,
-        color=_BOUND,
+        color=BOUND_COLOUR,
         zorder=3,
         label="PyTorch with the permutation left out",
     )
@@ -224,7 +224,9 @@ def _roofline(report: Report) -> Figure | None:
         bandwidth = level.bytes_per_second / 1e9
         ridge = peak / bandwidth
         line = (0, (1, 1.5)) if index < len(machine.levels) - 1 else "solid"
-        axes.plot([low, ridge], [low * bandwidth, peak], color=_BOUND, linewidth=1, linestyle=line)
+        axes.plot(
+            [low, ridge], [low * bandwidth, peak], color=BOUND_COLOUR, linewidth=1, linestyle=line
+        )
         axes.text(
             low * 1.15,
             low * 1.15 * bandwidth,
@@ -234,9 +236,9 @@ def _roofline(report: Report) -> Figure | None:
             transform_rotates_text=True,
             va="bottom",
             fontsize=7.5,
-            color=_BOUND,
+            color=BOUND_COLOUR,
         )
-    axes.axhline(peak, color=_INK, linewidth=1)
+    axes.axhline(peak, color=INK, linewidth=1)
     axes.annotate(
         f"FMA peak {peak:.0f} GFLOP/s",
         (high, peak),
@@ -248,12 +250,14 @@ def _roofline(report: Report) -> Figure | None:
     for intensity, rate, rival in points:
         if rival:
             pair = [rival.gflops, rate]
-            axes.plot([intensity] * 2, pair, color=_BOUND, linewidth=0.7, alpha=0.55, zorder=2)
+            axes.plot(
+                [intensity] * 2, pair, color=BOUND_COLOUR, linewidth=0.7, alpha=0.55, zorder=2
+            )
     axes.scatter(
         [x for x, _, rival in points if rival],
         [rival.gflops for _, _, rival in points if rival],
         s=18,
-        color=_RIVAL,
+        color=RIVAL_COLOUR,
         zorder=3,
         label="best of PyTorch",
     )
@@ -261,7 +265,7 @@ def _roofline(report: Report) -> Figure | None:
         intensities,
         [rate for _, rate, _ in points],
         s=24,
-        color=_OURS,
+        color=OUR_COLOUR,
         zorder=4,
         label="ours",
     )
@@ -274,7 +278,7 @@ def _roofline(report: Report) -> Figure | None:
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("floating-point operations for each byte that must move")
     axes.set_ylabel("GFLOP/s")
-    axes.grid(color=_INK, alpha=0.1)
+    axes.grid(color=INK, alpha=0.1)
     axes.set_title("Roofline")
     ours_first = axes.get_legend_handles_labels()[0][::-1]
     axes.legend(handles=ours_first, loc="lower right")

@@ -21,10 +21,14 @@ from groupconv_ext.partition import Partition
 
 Kind = Literal["contiguous", "interleaved", "shuffled", "permuted", "ragged", "overlapping"]
 Layout = Literal["NCHW", "NHWC"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Direction = Literal["forward", "forward+backward"]
 
-DTYPES: Mapping[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: Mapping[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class Floor(NamedTuple):

@@ -3,9 +3,9 @@
 - ``availability``: whether they can run here, and why not
 - ``planner``: the work list of a partition, in plain numpy
 - ``tuning``: what a kernel may be launched with
-- ``kernels``: the kernels
-- ``ops``: the kernels as operations of PyTorch
-- ``operations``: those as autograd and the layers call them
+- ``kernels``, ``mask_kernels``: the kernels, of convolutions and of learned masks
+- ``registration``, ``ops``, ``mask_ops``: the kernels as operations of PyTorch
+- ``operations``, ``labelled``: those as autograd and the layers call them
 
 Triton is an extra. Without it, without a GPU of compute capability 8.0 or later, or with a dtype
 that the matrix units do not take, the backend refuses with that reason. With ``TRITON_INTERPRET=1``
@@ -23,9 +23,10 @@ from ...reference import activations
 from ...window import Window
 from ..registry import Backend
 from .availability import why_not
+from .labelled import TRITON_LABELLED
 from .operations import TRITON_OPERATIONS, load
 
-__all__ = ["TRITON"]
+__all__ = ["TRITON", "TRITON_LABELLED", "TRITON_OPERATIONS", "load"]
 
 
 def _convolve(

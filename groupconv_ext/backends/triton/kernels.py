@@ -617,7 +617,7 @@ def convolve(
         if HAS_LEVEL:
             # The coarse level: every row sees all channels of `level` at its own pixel.
             pixel_offset = image * level_n_stride + row_y * level_h_stride + row_x * level_w_stride
-            for start in range(level_count, DEPTH):
+            for start in range(0, level_count, DEPTH):
                 channel = start + tl.arange(0, DEPTH)
                 exists = channel < level_count
                 values = tl.load(

@@ -21,7 +21,14 @@ from ...window import Window
 from . import planner
 from .tuning import Launch, Shape, candidates, gradient_candidates
 
-__all__ = ["TRITON_OPERATIONS", "TritonOperations", "convolve_two_levels", "load"]
+__all__ = [
+    "TRITON_OPERATIONS",
+    "TritonOperations",
+    "choose_launch",
+    "load",
+    "splits",
+    "tf32_allowed",
+]
 
 _PROGRAMS_WANTED = 1024  # a few on each multiprocessor of a large GPU
 _LARGEST_PARTIALS = 64 << 20  # bytes of partial sums of a weight gradient
@@ -29,21 +36,22 @@ _LARGEST_PARTIALS = 64 << 20  # bytes of partial sums of a weight gradient
 
 def load() -> bool:
     """Register the operations; not before they are used, for it brings PyTorch's compiler along."""
-    return import_module(".ops", __package__) is not None
+    loaded = [import_module(name, __package__) for name in (".ops", ".mask_ops")]
+    return len(loaded) == 2
 
 
 # Loaded while a caller is traced, and not traced: what torch.compiler.assume_constant_result does.
 load._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _tf32() -> bool:
+def tf32_allowed() -> bool:
     """Whether PyTorch lets float32 convolutions round their factors to TF32."""
     allowed: bool = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return allowed
 
 
 # A constant to torch.compile, as it is to the convolutions that the compiler itself emits.
-_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _chosen(gradient: bool, *shape: Any) -> tuple[int, ...]:
@@ -55,7 +63,8 @@ def _chosen(gradient: bool, *shape: Any) -> tuple[int, ...]:
 _chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _launch(shape: Shape, gradient: bool = False) -> Launch:
+def choose_launch(shape: Shape, gradient: bool = False) -> Launch:
+    """How the kernel for a shape is launched."""
     return Launch(*_chosen(gradient, *shape))
 
 
@@ -81,7 +90,7 @@ def convolve(
     shape = _forward_shape(x, partition, x.shape[0] * height * width)
     if level is not None:
         shape = shape._replace(single=False)
-    launch = _launch(shape)
+    launch = choose_launch(shape)
     device = x.device
     result: torch.Tensor = torch.ops.groupconv_triton.convolve(
         x,
@@ -107,7 +116,7 @@ def convolve(
         True,
         False,
         ACTIVATIONS.index(activation),
-        _tf32(),
+        tf32_allowed(),
         list(launch),
     )
     return result
@@ -150,7 +159,7 @@ class TritonOperations:
         pixels = grad.shape[0] * size[0] * size[1]
         reads = sum(ins for _, ins in partition.sizes)
         shape = Shape(ins, outs, pixels, reads, grad.element_size(), outs <= 1)
-        launch = _launch(shape)
+        launch = choose_launch(shape)
         channels = planner.places if overlap else planner.read_channels
         result: torch.Tensor = torch.ops.groupconv_triton.convolve(
             grad,
@@ -174,7 +183,7 @@ class TritonOperations:
             overlap or partition.reads_all,
             overlap,
             0,
-            _tf32(),
+            tf32_allowed(),
             list(launch),
         )
         if not overlap:
@@ -197,7 +206,7 @@ class TritonOperations:
         """See :class:`~groupconv_ext.operations.Operations`."""
         device = x.device
         shape = _forward_shape(x, partition, grad.shape[0] * grad.shape[2] * grad.shape[3])
-        launch = _launch(shape, gradient=True)
+        launch = choose_launch(shape, gradient=True)
         tiles = partition.derived(planner.tile_rows, launch.rows, 0, device=device)
         # The columns of the widest tile: of one group, or of as many as share it.
         widest = partition.widest[1] * max(1, launch.rows)
@@ -220,7 +229,7 @@ class TritonOperations:
             planner.shares_tiles(partition, launch.rows, 0),
             max(widest, 1),
             splits(programs, partition.entries * taps, shape, launch),
-            _tf32(),
+            tf32_allowed(),
             x.dtype,
             list(launch),
         )
@@ -261,6 +270,22 @@ class TritonOperations:
         by_x = g if scale is None else g * scale.to(g.dtype)[:, None, None]
         return by_x.to(x.dtype), (g * wide).sum((0, 2, 3)), g.sum((0, 2, 3))
 
+    def two_level(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        restriction: torch.Tensor,
+        coarse: torch.Tensor,
+        bias: torch.Tensor | None,
+        within: Partition,
+        restrict: Partition,
+        window: Window,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """z, then both sums of a tile in one program."""
+        z = convolve(x, restriction, None, None, restrict, window, "none")
+        y = convolve(x, weight, bias, None, within, window, "none", coarse=coarse, level=z)
+        return y, z
+
 
 def splits(programs: int, weights: int, shape: Shape, launch: Launch) -> int:
     """Into how many parts the pixels of a weight gradient are cut: enough programs, few partials.
@@ -279,16 +304,3 @@ def splits(programs: int, weights: int, shape: Shape, launch: Launch) -> int:
 register_constant(TritonOperations)
 
 TRITON_OPERATIONS = TritonOperations()
-
-
-def convolve_two_levels(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    level: torch.Tensor,
-    coarse: torch.Tensor,
-    bias: torch.Tensor | None,
-    partition: Partition,
-    window: Window,
-) -> torch.Tensor:
-    """``A x + S z + bias`` for z that was made before: S is one more product per tile."""
-    return convolve(x, weight, bias, None, partition, window, "none", coarse=coarse, level=level)

@@ -1,59 +1,27 @@
-"""The kernels as operations that PyTorch knows, ``torch.ops.groupconv_triton``.
+"""The convolution kernels as operations, ``torch.ops.groupconv_triton``: check, allocate, launch.
 
-On a GPU they are *triton ops*: ``torch.compile`` looks inside and sees allocations and kernels. In
-Triton's interpreter (``TRITON_INTERPRET=1``), where a kernel is a Python function that no compiler
-can follow, they are opaque operations with a fake kernel. Both run the same function.
-
-An operation allocates its result and launches on the current stream, no more: nothing waits for the
-device, nothing is measured, so a call can be captured in a CUDA graph.
+An operation launches on the current stream and waits for nothing, and nothing is measured, so a
+call can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
-from torch.library import custom_op, triton_op, wrap_triton
 
-from ..._ops import empty_image, one_by_one
+from ..._ops import empty_image
 from ...window import Window
 from . import kernels
-from .availability import INTERPRETED
 from .planner import TILE_FIELDS
+from .registration import launch_kernel, register
 
 __all__ = ["collect_readers", "convolve", "weight_gradient"]
 
 _LARGEST = 2**31 - 1
 _PIXELS_OF_A_COPY = 64
-
-
-def _register(
-    name: str, function: Callable[..., torch.Tensor], fake: Callable[..., torch.Tensor]
-) -> Any:
-    qualified = f"groupconv_triton::{name}"
-    op: Any
-    if INTERPRETED:
-        op = custom_op(qualified, function, mutates_args=())
-        op.register_fake(fake)
-    else:
-        op = triton_op(qualified, function, mutates_args=())
-
-    def batch(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return one_by_one(op, info.batch_size, in_dims, args)
-
-    op.register_vmap(batch)
-    return op
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], x: torch.Tensor, settings: dict[str, Any]) -> None:
-    """Run ``kernel`` on the device of ``x``, which need not be the current one."""
-    if x.is_cuda and type(x) is torch.Tensor and x.device.index != torch.cuda.current_device():
-        with torch.cuda.device(x.device):
-            wrap_triton(kernel)[grid](**settings)
-    else:
-        wrap_triton(kernel)[grid](**settings)
 
 
 # ---- what is refused ----------------------------------------------------------------------------
@@ -270,7 +238,7 @@ def _convolve(
         row_blocks = triton.cdiv(count, rows_of)
         settings = {k: v for k, v in settings.items() if not k.startswith("level_")}
         settings["row_blocks"] = row_blocks
-        _launch(kernels.convolve_single, (row_blocks * pixel_blocks,), x, settings)
+        launch_kernel(kernels.convolve_single, (row_blocks * pixel_blocks,), x, settings)
         return out
     settings |= {
         "tiles": tiles,
@@ -286,7 +254,7 @@ def _convolve(
         "PRECISION": _precision(x, tf32),
         "DEPTH": depth,
     }
-    _launch(kernels.convolve, (tiles.shape[0] * pixel_blocks,), x, settings)
+    launch_kernel(kernels.convolve, (tiles.shape[0] * pixel_blocks,), x, settings)
     return out
 
 
@@ -311,7 +279,7 @@ def _fake_convolve(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     return _convolve_result(x, out_channels, height, width, channels_last, wide=wide, filled=False)
 
 
-convolve = _register("convolve", _convolve, _fake_convolve)
+convolve = register("convolve", _convolve, _fake_convolve)
 
 
 # ---- weight gradient ----------------------------------------------------------------------------
@@ -395,7 +363,7 @@ def _weight_gradient(
     if single:
         grid = (triton.cdiv(row_channels.numel(), rows_of), taps, splits)
         settings["PIXELS"] = columns_of
-        _launch(kernels.weight_gradient_single, grid, x, settings)
+        launch_kernel(kernels.weight_gradient_single, grid, x, settings)
     else:
         column_blocks = triton.cdiv(widest, columns_of)
         settings |= {
@@ -407,7 +375,7 @@ def _weight_gradient(
             "COLUMNS": columns_of,
             "DEPTH": depth,
         }
-        _launch(
+        launch_kernel(
             kernels.weight_gradient, (tiles.shape[0], taps * column_blocks, splits), x, settings
         )
     return partial.sum(0).view(shape).to(dtype)
@@ -417,7 +385,7 @@ def _fake_weight_gradient(grad: torch.Tensor, x: torch.Tensor, *rest: Any) -> to
     return x.new_empty(rest[7], dtype=rest[16])
 
 
-weight_gradient = _register("weight_gradient", _weight_gradient, _fake_weight_gradient)
+weight_gradient = register("weight_gradient", _weight_gradient, _fake_weight_gradient)
 
 
 # ---- the input gradient where groups overlap ----------------------------------------------------
@@ -461,7 +429,7 @@ def _collect_readers(
     if _rows_join(partial, out):
         settings |= {"ONE_ROW": True, "size_h": 1, "size_w": height * width}
     grid = (channel_blocks * triton.cdiv(pixel_count, _PIXELS_OF_A_COPY),)
-    _launch(kernels.collect_readers, grid, partial, settings)
+    launch_kernel(kernels.collect_readers, grid, partial, settings)
     return out
 
 
@@ -473,4 +441,4 @@ def _fake_collect_readers(
     return empty_image(like, (batch, readers.shape[0], height, width), channels_last)
 
 
-collect_readers = _register("collect_readers", _collect_readers, _fake_collect_readers)
+collect_readers = register("collect_readers", _collect_readers, _fake_collect_readers)

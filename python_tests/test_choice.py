@@ -1,0 +1,259 @@
+"""What ``auto`` takes on a GPU: the table of floors, what is remembered on disk, measuring once."""
+
+import json
+import multiprocessing
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import groupconv_ext as gc
+from groupconv_ext import Partition, backends
+from groupconv_ext.backends import Backend, Call, choice, floors
+from groupconv_ext.backends.aten import ATEN
+from groupconv_ext.backends.dense import DENSE
+from groupconv_ext.backends.measure import Operands, measure
+from groupconv_ext.backends.oracle import REFERENCE
+from groupconv_ext.backends.registry import Question
+from groupconv_ext.backends.remembered import FORMAT, Entry, Remembered, default_path
+from groupconv_ext.window import Window
+
+POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
+PERMUTED = Partition.random(256, 256, 8, seed=0)
+H200 = floors.RATES["NVIDIA H200"]
+
+
+def operands(partition: Partition, needs_grad: bool = False) -> Operands:
+    x = torch.randn(1, partition.in_channels, 4, 4, requires_grad=needs_grad)
+    weight = torch.randn(partition.entries, 1, 1, requires_grad=needs_grad)
+    return x, weight, None, None, partition, POINTWISE, "none", None
+
+
+def question(partition: Partition, dtype: torch.dtype = torch.bfloat16, size: int = 28) -> Question:
+    x = torch.empty(8, partition.in_channels, size, size, dtype=dtype, device="meta")
+    weight = torch.empty(partition.entries, 1, 1, dtype=dtype, device="meta")
+    return Question.of(x, weight, partition, POINTWISE, True, False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_known", {})
+
+
+# ---- the floors ---------------------------------------------------------------------------------
+
+
+def test_a_permutation_is_worth_a_kernel_of_ours() -> None:
+    """Two passes more over memory on each side, or eight times the multiply-adds."""
+    capable = ("native", "triton", "aten", "dense")
+    found = floors.floors(question(PERMUTED), H200, False)
+    assert found["aten"] > 2 * found["native"] == 2 * found["triton"]
+    assert floors.order(question(PERMUTED, torch.float32), H200, False, capable)[0] == "native"
+
+
+def test_equal_floors_go_to_the_vendor() -> None:
+    contiguous = question(Partition.contiguous(256, 256, 8))
+    assert floors.order(contiguous, H200, False, ("native", "triton", "aten", "dense"))[0] == "aten"
+
+
+def test_few_channels_are_dense() -> None:
+    """With 64 channels even all pairs of them cost less than reading them once."""
+    few = question(Partition.random(64, 64, 4, seed=0))
+    assert floors.order(few, H200, False, ("native", "aten", "dense"))[0] == "dense"
+
+
+def test_the_order_does_not_depend_on_the_size() -> None:
+    capable = ("native", "triton", "aten", "dense")
+    for partition in (PERMUTED, Partition.contiguous(64, 64, 4), Partition.interleaved(96, 96, 8)):
+        for dtype in (torch.float32, torch.bfloat16):
+            orders = {
+                floors.order(question(partition, dtype, size), H200, choice._tf32(), capable)
+                for size in (7, 28, 112)
+            }
+            call = Call("cuda", dtype, True)
+            name = choice.without_sizes("NVIDIA H200", capable, call, partition, (1, 1), POINTWISE)
+            assert {order[0] for order in orders} == {name}
+
+
+def test_a_device_with_rates_is_never_measured() -> None:
+    def refuse(*_: object) -> torch.Tensor:
+        raise AssertionError("was run")
+
+    never = Backend("native", lambda call: None, refuse)
+    given = operands(PERMUTED)
+    asked = Question.of(given[0], given[1], PERMUTED, POINTWISE, False, False)
+    store = Remembered(Path("/nonexistent"))
+    for name in ("NVIDIA H200", "NVIDIA H100 80GB HBM3"):
+        assert choice.best(asked, given, (never, ATEN), name, store).name == "native"
+
+
+# ---- measuring once -----------------------------------------------------------------------------
+
+
+def slow(*arguments: object) -> torch.Tensor:
+    for _ in range(40):
+        REFERENCE.convolve(*arguments)  # type: ignore[arg-type]
+    return REFERENCE.convolve(*arguments)  # type: ignore[arg-type]
+
+
+SLOW = Backend("reference", lambda call: None, slow)
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_the_fastest_is_taken_and_remembered(tmp_path: Path, needs_grad: bool) -> None:
+    given = operands(PERMUTED, needs_grad)
+    asked = Question.of(given[0], given[1], PERMUTED, POINTWISE, needs_grad, False)
+    path = tmp_path / "deep" / "choices.json"
+    assert choice.best(asked, given, (SLOW, DENSE), "A GPU", Remembered(path)).name == "dense"
+    assert given[0].grad is None
+    data = json.loads(path.read_text())
+    ((text, entry),) = data["entries"].items()
+    assert text.startswith("A GPU; groupconv-ext ")
+    assert torch.__version__ in text
+    assert "in_channels 256" in text
+    assert entry["chosen"] == "dense"
+    assert entry["microseconds"]["reference"] > entry["microseconds"]["dense"] > 0
+
+    # Another process would not measure again: the file decides.
+    entry["chosen"] = "reference"
+    path.write_text(json.dumps(data))
+    choice._known.clear()
+    assert choice.best(asked, given, (SLOW, DENSE), "A GPU", Remembered(path)).name == "reference"
+    # What the file names but cannot serve the call is measured anew.
+    choice._known.clear()
+    assert choice.best(asked, given, (ATEN, DENSE), "A GPU", Remembered(path)).name != "reference"
+
+
+def test_no_measuring_where_it_would_do_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(1, 256, 4, 4)
+    assert choice.may_measure(x)
+    monkeypatch.setenv("GROUPCONV_MEASURE", "off")
+    assert not choice.may_measure(x)
+    given = operands(PERMUTED)
+    asked = Question.of(given[0], given[1], PERMUTED, POINTWISE, False, False)
+    path = tmp_path / "choices.json"
+    assert choice.best(asked, given, (SLOW, DENSE), "A GPU", Remembered(path)).name == "dense"
+    assert not path.exists()
+    assert not choice._known
+    monkeypatch.delenv("GROUPCONV_MEASURE")
+
+    seen = []
+    torch.func.vmap(lambda part: (seen.append(choice.may_measure(part)), part)[1])(x)
+    assert seen == [False]
+    with torch._subclasses.FakeTensorMode():
+        assert not choice.may_measure(torch.empty(1))
+
+
+def test_not_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnAGpu(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(torch, "Tensor", OnAGpu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not choice.may_measure(OnAGpu())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert choice.may_measure(OnAGpu())
+
+
+def test_a_failure_is_told_and_left_out() -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError("no such kernel")
+
+    def exhaust(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("too large")
+
+    candidates = [
+        Backend("native", lambda call: None, fail),
+        Backend("triton", lambda call: None, exhaust),
+        ATEN,
+    ]
+    with pytest.warns(
+        RuntimeWarning, match="'native' failed while it was measured.*no such kernel"
+    ):
+        times = measure(candidates, operands(PERMUTED), needs_grad=True)
+    assert set(times) == {"aten"}
+
+
+# ---- on disk ------------------------------------------------------------------------------------
+
+
+def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("GROUPCONV_CACHE", raising=False)
+    assert default_path() == tmp_path / "cache" / "groupconv_ext" / "choices.json"
+    monkeypatch.setenv("GROUPCONV_CACHE", str(tmp_path))
+    assert default_path() == tmp_path / "choices.json"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"[]",
+        b'{"format": "something else", "entries": {}}',
+        b'{"format": "groupconv-choices-1", "entries": {"a": {"chosen": 3, "microseconds": {}}}}',
+        b'{"format": "groupconv-choices-1", "entries": {"a": "b"}}',
+        b'{"format": "groupconv-choices-1"}',
+        b'{"format": "groupconv-choices-1", "entries": {"a": {"chosen": "x", "microseconds": 1}}}',
+    ],
+)
+def test_a_corrupt_file_is_ignored_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "choices.json"
+    path.write_bytes(content)
+    store = Remembered(path)
+    with pytest.warns(RuntimeWarning, match="is not a file of measured choices"):
+        assert store.get("a") is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.add("a", Entry("aten", {"aten": 1.0}))
+    assert store.get("a") == Entry("aten", {"aten": 1.0})
+    assert path.read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = Remembered(tmp_path / "file" / "choices.json")
+    with pytest.warns(RuntimeWarning, match=r"choices\.json"):
+        store.add("a", Entry("aten", {}))
+    assert store.get("a") == Entry("aten", {})
+
+
+def add_many(path: Path, writer: int) -> None:
+    for number in range(20):
+        Remembered(path).add(f"{writer} {number}", Entry("aten", {"aten": float(number)}))
+
+
+def test_several_processes_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "choices.json"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=add_many, args=(path, writer)) for writer in range(4)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            assert json.loads(path.read_text())["format"] == FORMAT, "never half a file"
+    assert all(writer.exitcode == 0 for writer in writers)
+    assert len(json.loads(path.read_text())["entries"]) == 80
+    assert not list(tmp_path.glob(".choices.json.*"))
+
+
+# ---- the call -----------------------------------------------------------------------------------
+
+
+def test_auto_asks_only_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("was asked")
+
+    monkeypatch.setattr(choice, "best", refuse)
+    x, weight, *_ = operands(PERMUTED)
+    gc.conv2d(x, weight, partition=PERMUTED)
+
+
+def test_one_capable_backend_is_taken_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_AUTO_ON_CUDA", (ATEN,))
+    assert backends.best(Call("cuda", torch.float32, False), operands(PERMUTED)) is ATEN

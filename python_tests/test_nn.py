@@ -339,3 +339,18 @@ def test_refuses_at_construction(
     PartitionedConv2d(**options)
     with pytest.raises(error, match=message):
         PartitionedConv2d(**(options | change))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_weight_changed_in_place_is_seen(layout: torch.memory_format) -> None:
+    """Nothing made of a weight outlives the call, however the weight is written to."""
+    layer = PartitionedConv2d(64, 64, 1, bias=False, groups=2).requires_grad_(False)
+    x = torch.randn(2, 64, 9, 9).contiguous(memory_format=layout)
+    with torch.inference_mode():
+        y = layer(x)
+        layer.weight.data.mul_(2)  # which no version counter sees
+        torch.testing.assert_close(layer(x), 2 * y)
+    layer.weight.mul_(2)
+    torch.testing.assert_close(layer(x), 4 * y)
+    layer.weight.data = layer.weight.data.clone().mul_(2)
+    torch.testing.assert_close(layer(x), 8 * y)

@@ -225,6 +225,7 @@ def waiting(run: Callable[[], object], device: str) -> Callable[[], object]:
 
 def measure(name: str, direction: str, chosen: argparse.Namespace, plan: Plan) -> Iterable[Row]:
     network = NETWORKS[name]
+    torch._dynamo.reset()
     device = chosen.device
     batch = (chosen.batch or network.batch) if direction == "training" else (chosen.batch or 1)
     torch.manual_seed(1)

@@ -111,8 +111,6 @@ class Permuted(nn.Module):
         ):
             moves = permuted and not torch.equal(order, torch.arange(len(order)))
             self.register_buffer(name, order.to(conv.weight.device) if moves else None)
-        # A group may read what another reads as well; neighbours that no group shares cannot.
-        self.reads = len(partition.read_order("cpu"))
 
     def fold(self, norm: nn.BatchNorm2d) -> None:
         """Fold the normalisation behind it into the convolution, whose outputs are in order."""
@@ -127,6 +125,8 @@ class Permuted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.before is not None:
             x = x.index_select(1, self.before)
+        elif self.in_channels != self.conv.in_channels:
+            x = x[:, : self.conv.in_channels]  # inputs that no group reads
         y = self.conv(x)
         return y if self.after is None else y.index_select(1, self.after)
 
@@ -143,6 +143,9 @@ def _grouped(
     _, ins = partition.sizes[0]
     packed = weight.reshape(partition.out_channels, ins, *weight.shape[-2:])
     conv = _conv(layer, packed, partition.groups, window)
+    if getattr(layer, "bias", None) is not None:
+        outputs = [channel for group in partition.outputs for channel in group]
+        conv.bias = nn.Parameter(layer.bias.detach()[outputs].clone())
     made = Permuted(conv, partition, permuted)
     activation = {None: None, "relu": nn.ReLU(), "relu6": nn.ReLU6()}[
         getattr(layer, "activation", None)

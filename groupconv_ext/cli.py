@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import io
+import pickle
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from . import __version__, _ops, bench, tables
-from .bench import plots, problems, publish, suites, terminal
+import torch
+from torch import nn
+
+from . import __version__, _ops, bench, models, tables
+from .bench import machine, plots, problems, publish, results, suites, terminal
 from .doctor import doctor
+from .inspection import inspect, page
 from .models.names import check_known
 
 
@@ -188,6 +194,79 @@ def _tables(arguments: argparse.Namespace) -> int:
     return 1 if unexplained else 0
 
 
+# ---- inspect -------------------------------------------------------------------------------------
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a name of groupconv_ext.models.list()")
+    parser.add_argument(
+        "--set",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the model, such as groups=8; several may be given",
+    )
+    parser.add_argument(
+        "--size", type=_positive, metavar="N", help="of the images; default: its own"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a state dict of the model")
+    parser.add_argument(
+        "--rounds", type=_positive, default=9, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--threads", type=_positive, default=1, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page; default: MODEL.html")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    options: dict[str, Any] = dict(_option(text) for text in arguments.options)
+    out = arguments.out or Path(f"{arguments.model}.html")
+    try:
+        model = models.create(arguments.model, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    _check_writable(out.parent)
+    if arguments.weights is None:
+        models.condense(model)  # a network that has not been trained has nothing to lose by it
+    else:
+        _load(model, arguments.weights)
+    torch.set_num_threads(arguments.threads)
+    size = arguments.size or models.entry(arguments.model).input_size
+    said = ", ".join([arguments.model, *arguments.options])
+    try:
+        found = inspect(
+            model,
+            size,
+            title=said,
+            rounds=arguments.rounds,
+            conditions=machine.conditions(arguments.threads),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    results.write_whole(out, page(found))
+    print(f"{found.before_ms:.2f} ms before conversion, {found.after_ms:.2f} ms after; page: {out}")
+    return 0
+
+
+def _option(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UserError(f"--set {text!r} is no option; expected OPTION=VALUE, such as groups=8")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, ValueError, TypeError, pickle.UnpicklingError) as error:
+        raise UserError(f"--weights {path} does not fit: {error}") from error
+
+
 # ---- doctor --------------------------------------------------------------------------------------
 
 
@@ -213,6 +292,12 @@ COMMANDS = (
         "Count every network of the papers, beside the figures they print.",
         _tables_arguments,
         _tables,
+    ),
+    Command(
+        "inspect",
+        "A network as a page: its layers, their groups, counts and times, before and after.",
+        _inspect_arguments,
+        _inspect,
     ),
     Command(
         "doctor",

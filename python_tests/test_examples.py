@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("benches/**/*.md")])
-DRAW = {"draw_partitions.py", "partitions.md"}
+DRAW = {"partitions.md"}
+NEEDS = {"draw_partitions.py": ("matplotlib",), "flgc_digits.py": ("sklearn",)}
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
@@ -30,8 +31,8 @@ def page_id(path: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example(path: Path, tmp_path: Path) -> None:
-    if path.name in DRAW:
-        pytest.importorskip("matplotlib")
+    for name in NEEDS.get(path.name, ()):
+        pytest.importorskip(name)
     command = [sys.executable, path]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr

@@ -36,7 +36,7 @@ FLOORS = (
     *("deploy", "train", "parallel"),
     *("report", "doctor"),
     ROOF,
-    *("bench", "tables", "cli"),
+    *("bench", "tables", "inspection", "cli"),
 )
 
 

@@ -185,7 +185,7 @@ def test_dtype_and_device() -> None:
         ("flgc_resnet5", {}, r"no model 'flgc_resnet5'; did you mean 'flgc_resnet50'"),
         ("quite another", {}, r"no model 'quite another'; expected one of"),
         ("igcv3", {"widht": 1.0}, r"option of 'igcv3' 'widht'; did you mean 'width'"),
-        ("igcv3", {"width": 0}, r"model 'igcv3': width is 0"),
+        ("igcv3", {"width": 0}, r"model 'igcv3' with \{'width': 0\}: width is 0"),
         ("igcv3", {"groups": 5}, r"groups = 5 does not divide in_channels = 32"),
         ("mobilenet_v2", {"convolution": "flcg"}, r"no convolution 'flcg'; did you mean 'flgc'"),
         ("mobilenet_v2", {"groups": 2}, r"groups is 2; standard convolution takes no number"),
@@ -207,6 +207,11 @@ def test_dtype_and_device() -> None:
 def test_refuses(name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         models.create(name, device="meta", **options)
+
+
+def test_refuses_values_of_another_kind() -> None:
+    with pytest.raises(TypeError, match=r"model 'igcv3' with \{'groups': '2'\}: groups must be"):
+        models.create("igcv3", groups="2")
 
 
 def test_refuses_images_that_its_strides_swallow() -> None:

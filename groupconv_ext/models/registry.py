@@ -94,6 +94,7 @@ def create(
 
     Raises:
         ValueError: There is no such network or option, or a value does not fit.
+        TypeError: A value is of another kind.
     """
     found = entry(name)
     for option in options:
@@ -101,8 +102,9 @@ def create(
     with nullcontext() if device is None else torch.device(device):
         try:
             network = found.build(**(found.preset | options))
-        except ValueError as error:
-            raise ValueError(f"model {name!r}: {error}") from error
+        except (ValueError, TypeError) as error:
+            said = f" with {options}" if options else ""
+            raise type(error)(f"model {name!r}{said}: {error}") from error
     return network if dtype is None else network.to(dtype)
 
 

@@ -27,6 +27,9 @@ from .window import Window
 __all__ = ["chain"]
 
 _POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
+_MOST_STAGES_ON_CUDA = 8
+_MOST_CHANNELS_ON_CUDA = 5120
+"""Of what the backward pass keeps of a pixel: its block has memory for one in float64."""
 
 
 def chain(
@@ -47,8 +50,9 @@ def chain(
         bias: ``[N]`` of the last stage.
         partitions: The partition of every stage; each reads what the one before it writes.
         activation: ``"relu"``, ``"relu6"``, ``"silu"``, ``"hardswish"`` or ``None``; applied last.
-        backend: As in :func:`~groupconv_ext.conv2d`. The native kernels for the CPU run all
-            stages in one pass; every other backend runs them one after another.
+        backend: As in :func:`~groupconv_ext.conv2d`. The native kernels run all stages in one
+            pass (on CUDA up to eight, of some thousand channels together); every other backend runs
+            them one after another.
 
     Raises:
         TypeError: An argument or a dtype of the wrong kind.
@@ -72,7 +76,7 @@ def chain(
     needs_grad = wants_grad(x, bias, *weights)
     dtype = torch.get_autocast_dtype(x.device.type) if _is_autocast(x) else x.dtype
     call = Call(x.device.type, dtype, needs_grad, forward_ad._current_level >= 0)
-    if choose(backend, call).name != "native" or x.device.type not in ("cpu", "meta"):
+    if choose(backend, call).name != "native" or not _fits_a_block(x, partitions):
         *first, last = zip(weights, partitions, strict=True)
         for weight, partition in first:
             x = conv2d(x, weight, partition=partition, backend=backend)
@@ -161,6 +165,15 @@ def _differentiable_gradients(
         grads.append(weight_grad(grad, read, partition, _POINTWISE, (1, 1)))
         grad = input_grad(grad, weight, partition, _POINTWISE, size, channels_last)
     return [grad, *reversed(grads)]
+
+
+def _fits_a_block(x: torch.Tensor, partitions: Sequence[Partition]) -> bool:
+    """Whether one pass can keep what lies between the stages; on a CPU it always can."""
+    if x.device.type in ("cpu", "meta"):
+        return True
+    widest = max(max(p.in_channels, p.out_channels) for p in partitions)
+    kept = sum(p.in_channels for p in partitions) + 2 * widest
+    return len(partitions) <= _MOST_STAGES_ON_CUDA and kept <= _MOST_CHANNELS_ON_CUDA
 
 
 def _is_autocast(x: torch.Tensor) -> bool:

@@ -338,6 +338,78 @@ def test_what_no_label_can_be_becomes_nan(ops: Any) -> None:
     assert ops.kronecker_grad(weight, weight, torch.tensor([1.0, torch.nan]))[1].isnan().all()
 
 
+# ---- chains --------------------------------------------------------------------------------------
+
+
+@needs_native
+@pytest.mark.usefixtures("in_their_place")
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_chain(activation: str | None, channels_last: bool) -> None:
+    partitions = [
+        Partition.random(24, 40, 4, seed=1),
+        wide_overlap_to(40, 33),
+        Partition.random(33, 22, 11, seed=3),
+    ]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, 24, 7, 11, dtype=torch.float64).contiguous(memory_format=layout)
+    weights = [torch.randn(p.entries, 1, 1, dtype=torch.float64) for p in partitions]
+    bias = torch.randn(22, dtype=torch.float64)
+    operands = [t.requires_grad_() for t in (x, bias, *weights)]
+
+    def run(backend: str) -> list[torch.Tensor]:
+        y = gc.chain(
+            x, weights, bias, partitions=partitions, activation=activation, backend=backend
+        )
+        return [y, *torch.autograd.grad(y, operands, torch.cos(y.detach()))]
+
+    torch.testing.assert_close(run("native"), run("reference"))
+
+
+def wide_overlap_to(ins: int, outs: int) -> Partition:
+    """Overlapping inputs of which some are in no group."""
+    inputs = [list(range(ins - 9)), list(range(ins // 2, ins - 3)), []]
+    outputs = [list(range(0, outs, 2)), list(range(1, outs - 4, 2)), list(range(outs - 3, outs, 2))]
+    outputs[2] = sorted(set(range(outs)) - set(outputs[0]) - set(outputs[1]))
+    return Partition.from_lists(inputs, outputs, in_channels=ins, out_channels=outs)
+
+
+def test_chain_of_the_wrong_tables(ops: Any) -> None:
+    first, last = Partition.random(8, 12, 2, seed=1), Partition.random(12, 6, 3, seed=2)
+    x = torch.randn(1, 8, 3, 3)
+    weights = [torch.randn(p.entries, 1, 1) for p in (first, last)]
+    tables = [p.cpu_table.clone() for p in (first, last)]
+    assert ops.chain(x, weights, None, tables, 6, 0).isfinite().all()
+    grad, entries = torch.randn(1, 6, 3, 3), first.entries + last.entries
+    for table, place, value in (
+        (0, 1, 11),
+        (0, 1, 2**31 - 1),
+        (1, 0, 13),
+        (1, 20, 12),
+        (0, 20, -1),
+    ):
+        hostile = [t.clone() for t in tables]
+        hostile[table][place] = value
+        assert ops.chain(x, weights, None, hostile, 6, 0).isnan().all()
+        found = ops.chain_grad(grad, x, weights, hostile, entries, True, True)
+        assert all(g.isnan().all() for g in found)
+    with pytest.raises(RuntimeError, match="up to 8 stages, got 9"):
+        ops.chain(x, weights * 4 + weights[:1], None, tables * 4 + tables[:1], 6, 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_chain_of_many_channels(ops: Any, dtype: torch.dtype) -> None:
+    """A tile of few pixels, in every dtype."""
+    partitions = [Partition.random(512, 512, 64, seed=s) for s in range(2)]
+    x = torch.randn(1, 512, 3, 5).to(dtype)
+    weights = [torch.randn(p.entries, 1, 1).to(dtype) for p in partitions]
+    y = ops.chain(x, weights, None, [p.cpu_table for p in partitions], 512, 0)
+    expected = x.double()
+    for weight, partition in zip(weights, partitions, strict=True):
+        expected = reference.conv2d(expected, weight.double(), None, partition)
+    assert_close(y, expected, dtype)
+
+
 @pytest.mark.parametrize("where", ["weight", "input", "gradient"])
 def test_what_is_infinite_stays_where_it_is(ops: Any, where: str) -> None:
     """A tile's zeros, for padding or for another group, times infinity are nobody's product."""

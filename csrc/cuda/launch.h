@@ -178,4 +178,30 @@ struct KroneckerGradProblem {
 int64_t kronecker_slices(int64_t entries);
 cudaError_t run_kronecker_grad(Element element, const KroneckerGradProblem& problem, cudaStream_t stream);
 
+// ---- the chain of pointwise stages, see chain.cuh --------------------------------------------------
+
+constexpr int most_stages = 8;
+struct ChainProblem {
+  struct Stage {
+    // The channels between two stages are the most that there can be; finds_outputs but for the last.
+    PlanProblem partition;
+    const void* weight = nullptr;
+  };
+  Image<const void> input, grad;  // grad: of the output, for the backward pass
+  Image<void> output;             // or the input's gradient; data == nullptr: not wanted
+  const void* bias = nullptr;
+  Activation activation = Activation::none;
+  int count = 0;
+  Stage stages[most_stages];
+  int64_t entries = 0;      // of all stages
+  void* partial = nullptr;  // scratch: blocks × entries in the type of the sums; null: no weight gradient
+  int64_t blocks = 1;       // of the backward pass
+  int64_t* plans = nullptr;
+};
+int64_t chain_plan_words(const ChainProblem& problem, bool backward);
+int64_t chain_blocks(int64_t pixels, int64_t entries);
+cudaError_t run_chain(Element element, const ChainProblem& problem, cudaStream_t stream);
+cudaError_t run_chain_grad(Element element, const ChainProblem& problem, void* weight_grad,
+                           cudaStream_t stream);
+
 }  // namespace groupconv::cuda

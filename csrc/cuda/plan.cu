@@ -193,10 +193,13 @@ __global__ void __launch_bounds__(plan_threads) make_plan(PlanProblem problem, P
   if (threadIdx.x < 4) header[threadIdx.x] = problem.table[threadIdx.x];
   if (threadIdx.x == 0) plan.summary[0] = 0;
   __syncthreads();
-  const int64_t in_channels = problem.in_channels, out_channels = problem.out_channels;
+  const bool follows_sound = problem.stage_before == nullptr || problem.stage_before[0] != 0;
+  const int64_t in_channels = problem.stage_before ? problem.stage_before[6] : problem.in_channels;
+  const int64_t out_channels = problem.finds_outputs ? header[1] : problem.out_channels;
   const int64_t groups = header[2], reads = header[3];
-  if (header[0] != in_channels || header[1] != out_channels || groups < 1 || reads < 0 ||
-      problem.length != 4 + 2 * (groups + 1) + reads + out_channels) {
+  if (!follows_sound || out_channels < 0 || in_channels > problem.in_channels ||
+      out_channels > problem.out_channels || header[0] != in_channels || header[1] != out_channels ||
+      groups < 1 || reads < 0 || problem.length != 4 + 2 * (groups + 1) + reads + out_channels) {
     return;
   }
 
@@ -262,6 +265,8 @@ __global__ void __launch_bounds__(plan_threads) make_plan(PlanProblem problem, P
     plan.summary[2] = slots;
     plan.summary[3] = in_slot;
     plan.summary[4] = tiles;
+    plan.summary[5] = in_channels;
+    plan.summary[6] = out_channels;
     plan.summary[0] = !problem.checks_entries || weights == problem.entries;
   }
 }

@@ -26,6 +26,10 @@ struct PlanProblem {
   int64_t tile_columns = 0;    // 0: a tile has all sources of its groups
   bool packs_groups = false;   // several small groups to a tile
   bool checks_entries = true;  // else `entries` is a guess
+  // The stages of a chain: what lies between them is only known on the device. The channels above are then the
+  // most that there can be.
+  const int64_t* stage_before = nullptr;  // the summary of the plan whose outputs are the inputs
+  bool finds_outputs = false;             // the table says how many
 
   __host__ __device__ int64_t row_channels() const { return transposed ? in_channels : out_channels; }
 };
@@ -45,7 +49,7 @@ constexpr int64_t shortest_table(int64_t out_channels) { return 8 + out_channels
 // the arrays have room for the most that a table of this length can have.
 struct Plan {
   int64_t max_groups, max_reads, max_tiles;
-  int64_t* summary;         // valid, groups, slots, groups in a slot, tiles
+  int64_t* summary;         // valid, groups, slots, groups in a slot, tiles, input and output channels
   int64_t* weight_offsets;  // [groups + 1] in units of one kernel window
   int32_t* row_offsets;     // [groups + 1] into row_list
   int32_t* source_offsets;  // [groups + 1] into source_list
@@ -65,9 +69,11 @@ struct Plan {
   int32_t* starts;          // [channels of the written side]
   int32_t* ranks;           // [row_list + 1]
 
+  Plan() = default;  // of nothing
   // With no scratch it only measures: words() is then how much it would take.
   Plan(int64_t* scratch, const PlanProblem& p)
-      : max_groups((p.length - p.out_channels - 6) / 2), max_reads(p.length - p.out_channels - 8) {
+      : max_groups((p.length - (p.finds_outputs ? 0 : p.out_channels) - 6) / 2),
+        max_reads(p.length - (p.finds_outputs ? 0 : p.out_channels) - 8) {
     const int64_t most_rows = p.row_channels();
     const int64_t row_items = p.transposed ? max_reads : p.out_channels;
     const int64_t source_items = p.transposed ? p.out_channels : max_reads;
@@ -83,7 +89,7 @@ struct Plan {
       return taken;
     };
     const auto take_short = [&](int64_t count) { return reinterpret_cast<int32_t*>(take((count + 1) / 2)); };
-    summary = take(5);
+    summary = take(7);
     weight_offsets = take(max_groups + 1);
     row_offsets = take_short(max_groups + 1);
     source_offsets = take_short(max_groups + 1);
@@ -110,6 +116,8 @@ struct Plan {
   __device__ int64_t slots() const { return summary[2]; }
   __device__ int64_t groups_in_slot() const { return summary[3]; }
   __device__ int64_t tiles() const { return summary[4]; }
+  __device__ int64_t in_channels() const { return summary[5]; }
+  __device__ int64_t out_channels() const { return summary[6]; }
 
  private:
   int64_t used = 0;

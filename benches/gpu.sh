@@ -11,6 +11,7 @@
 #   PYTHON    the interpreter, with torch and Triton                                          (python3)
 #   BUDGET    seconds that the whole call may take; a part begins only if its share is left   (570)
 #   FILTER    only layers whose name holds this
+#   EXTRA     for the layers: --tuned (measure the launches of the Triton kernels), --compiled (torch.compile); slow
 #
 # The device's clocks and settings are read and never changed. The exit status is 0 if nothing failed; parts
 # that ran out of time are "unfinished" in the table and no failure.
@@ -139,7 +140,7 @@ for part in $asked; do
     layers)
       seconds=$(($(left) - 60))
       [ "$seconds" -lt 30 ] && seconds=30
-      gpu layers --seconds "$seconds" ${FILTER:+--filter "$FILTER"} 2>&1 | tee -a "$log"
+      gpu layers --seconds "$seconds" ${FILTER:+--filter "$FILTER"} ${EXTRA:-} 2>&1 | tee -a "$log"
       case ${PIPESTATUS[0]} in
         0 | 3) ;; # 3: more layers are left for another call
         *) failed=1 ;;

@@ -25,6 +25,7 @@ from helpers import (
 import groupconv_ext as gc
 from groupconv_ext import Partition, backends, reference
 from groupconv_ext.backends import Call
+from groupconv_ext.backends.remembered import Remembered
 from groupconv_ext.backends.triton import TRITON, load, planner, tuning
 from groupconv_ext.backends.triton.availability import INTERPRETED, why_not
 from groupconv_ext.partition import kronecker_radices
@@ -302,7 +303,7 @@ def test_readers(partition: Partition) -> None:
 def test_launches(rows: int, pixels: int, element_bytes: int, single: bool) -> None:
     """There is always one, every block is a power of two, and its operands fit shared memory."""
     shape = tuning.Shape(rows, rows, pixels, 4 * rows, element_bytes, single)
-    for found in (tuning.candidates(shape), tuning.gradient_candidates(shape)):
+    for found in (tuning.candidates(shape), tuning.candidates(shape._replace(gradient=True))):
         assert 0 < len(found) <= 12
         assert len(set(found)) == len(found)
         for launch in found:
@@ -406,6 +407,34 @@ def test_learned_groups_refuse_what_is_not_finite() -> None:
         gc.dgconv_conv2d(x, weight, None, gates, backend="triton")
 
 
+def test_tuning(tmp_path: Path) -> None:
+    """Each kernel of a call gets its fastest launch, which another process then knows."""
+    first = tuning.Shape(32, 32, 1000, 256, 2, False)
+    second = first._replace(gradient=True)
+    wanted = {shape: tuning.candidates(shape)[-1] for shape in (first, second)}
+    path = tmp_path / "choices.json"
+
+    def new() -> tuning.Tuned:
+        return tuning.Tuned(lambda: Remembered(path), lambda: "A GPU")
+
+    tuned = new()
+    assert tuned.launch(first) == tuning.candidates(first)[0]
+
+    def milliseconds(call: Callable[[], object]) -> float:
+        call()
+        return sum(tuned.launch(shape) != wanted[shape] for shape in wanted) + 1.0
+
+    found = tuned.tune(lambda: [tuned.launch(shape) for shape in wanted], milliseconds)
+    assert found == wanted
+    assert {shape: tuned.launch(shape) for shape in wanted} == wanted
+    assert {shape: new().launch(shape) for shape in wanted} == wanted
+    text = path.read_text()
+    assert "A GPU; Shape(rows=32, " in text
+    # A launch that is no candidate (any more) is not taken from a file.
+    path.write_text(text.replace(str(tuple(wanted[first])), "(1, 2, 3, 4, 5)"))
+    assert new().launch(first) == tuning.candidates(first)[0]
+
+
 # ---- torch.compile ------------------------------------------------------------------------------
 
 
@@ -415,9 +444,9 @@ def test_compile_in_one_graph() -> None:
     layer = gc.nn.PartitionedConv2d(
         9, 7, 3, padding=1, partition=partition, activation="relu", backend="triton"
     ).to(DEVICE)
-    x = torch.randn(1, 9, 5, 4, device=DEVICE, requires_grad=True)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for _ in range(2):
+        x = torch.randn(1, 9, 5, 4, device=DEVICE, requires_grad=True)
         expected, got = layer(x), compiled(x)
         torch.testing.assert_close(got, expected)
         parameters = (x, *layer.parameters())
@@ -427,6 +456,24 @@ def test_compile_in_one_graph() -> None:
             strict=True,
         ):
             torch.testing.assert_close(one, other)
+
+
+@needs_triton
+def test_compile_for_any_batch() -> None:
+    partition = PARTITIONS["permuted"]
+    layer = gc.nn.PartitionedConv2d(12, 8, 1, partition=partition, backend="triton").to(DEVICE)
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=keep)
+    with torch.no_grad():
+        for batch in (2, 3, 5):
+            x = torch.randn(batch, 12, 4, 3, device=DEVICE)
+            torch.testing.assert_close(compiled(x), layer(x))
+    assert len(graphs) == 1
 
 
 @needs_triton

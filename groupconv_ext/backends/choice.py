@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache
-from importlib import metadata
 
 import torch
 
@@ -25,7 +23,7 @@ from ..window import Window
 from .floors import order, rates_of
 from .measure import Operands, measure
 from .registry import Backend, Call, Question
-from .remembered import Entry, Remembered, default_path
+from .remembered import Entry, Remembered, remembered, versions
 
 __all__ = ["best", "may_measure", "without_sizes"]
 
@@ -34,28 +32,12 @@ _UNMEASURED = ("aten", "dense", "triton", "native")
 _known: dict[tuple[str, Question], Backend] = {}
 
 
-@cache
-def _remembered() -> Remembered:
-    return Remembered(default_path())
-
-
-@cache
-def _versions() -> str:
-    found = [f"groupconv-ext {metadata.version('groupconv-ext')}", f"torch {torch.__version__}"]
-    for package in ("triton", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12"):
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
-
-
 def best(
     question: Question,
     operands: Operands,
     capable: Sequence[Backend],
     device_name: str,
-    remembered: Remembered | None = None,
+    store: Remembered | None = None,
 ) -> Backend:
     """The backend for a call, one of those that can serve it."""
     known = _known.get((device_name, question))
@@ -66,8 +48,8 @@ def best(
     if rates is not None:
         chosen = order(question, rates, _tf32(), tuple(by_name))[0]
     else:
-        store = remembered or _remembered()
-        asked = f"{device_name}; {_versions()}; {question.text}"
+        store = store or remembered()
+        asked = f"{device_name}; {versions()}; {question.text}"
         entry = store.get(asked)
         if entry is None or entry.chosen not in by_name:
             times = {}

@@ -24,10 +24,14 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["FORMAT", "Entry", "Remembered", "default_path"]
+import torch
+
+__all__ = ["FORMAT", "Entry", "Remembered", "default_path", "remembered", "versions"]
 
 FORMAT = "groupconv-choices-1"
 
@@ -113,6 +117,24 @@ class Remembered:
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+@cache
+def remembered() -> Remembered:
+    """The file of this machine, opened once."""
+    return Remembered(default_path())
+
+
+@cache
+def versions() -> str:
+    """Of everything that a measurement depends on."""
+    found = [f"torch {torch.__version__}"]
+    for package in ("groupconv-ext", "triton", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12"):
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def _parse(data: Any) -> dict[str, Entry]:

@@ -24,9 +24,9 @@ from ...window import Window
 from ..registry import Backend
 from .availability import why_not
 from .labelled import TRITON_LABELLED
-from .operations import TRITON_OPERATIONS, load
+from .operations import TRITON_OPERATIONS, TUNED, load
 
-__all__ = ["TRITON", "TRITON_LABELLED", "TRITON_OPERATIONS", "load"]
+__all__ = ["TRITON", "TRITON_LABELLED", "TRITON_OPERATIONS", "TUNED", "load"]
 
 
 def _convolve(

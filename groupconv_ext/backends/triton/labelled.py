@@ -21,7 +21,7 @@ from torch.utils._pytree import register_constant
 from ..._ops import is_channels_last
 from ...partition import kronecker_radices
 from ...window import Window
-from .operations import choose_launch, splits, tf32_allowed
+from .operations import choose_launch, count_pixels, splits, tf32_allowed
 from .tuning import Shape
 
 __all__ = ["TRITON_LABELLED", "TritonLabelledOperations"]
@@ -153,7 +153,7 @@ class TritonLabelledOperations:
         last: bool,
     ) -> torch.Tensor:
         row_labels, column_labels, groups, base_step, column_step = plan_of
-        shape = _shape(x, row_labels, column_labels, groups, x.shape[0] * size[0] * size[1])
+        shape = _shape(x, row_labels, column_labels, groups, count_pixels(x.shape[0], *size))
         launch = choose_launch(shape)
         plan = _plan(row_labels, column_labels, groups, launch.rows, base_step, column_step)
         result: torch.Tensor = torch.ops.groupconv_triton.convolve(
@@ -194,9 +194,9 @@ class TritonLabelledOperations:
     ) -> torch.Tensor:
         """∂L/∂weight, dense, zero where labels differ."""
         outs, ins = grad.shape[1], x.shape[1]
-        pixels = grad.shape[0] * grad.shape[2] * grad.shape[3]
-        shape = _shape(x, out_labels, in_labels, groups, pixels)
-        launch = choose_launch(shape, gradient=True)
+        pixels = count_pixels(grad.shape[0], grad.shape[2], grad.shape[3])
+        shape = _shape(x, out_labels, in_labels, groups, pixels)._replace(gradient=True)
+        launch = choose_launch(shape)
         plan = _plan(out_labels, in_labels, groups, launch.rows, ins, 1)
         taps = kernel_h * kernel_w
         programs = -(-outs // launch.rows) * taps * -(-ins // (groups * launch.pixels))

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 from torch.utils._pytree import register_constant
 
 from ..._ops import compute_dtype, is_channels_last
@@ -18,13 +19,16 @@ from ...operations import ACTIVATIONS, Before, Grads
 from ...partition import Partition
 from ...reference import prologue
 from ...window import Window
+from ..remembered import remembered, versions
 from . import planner
-from .tuning import Launch, Shape, candidates, gradient_candidates
+from .tuning import Launch, Shape, Tuned
 
 __all__ = [
     "TRITON_OPERATIONS",
+    "TUNED",
     "TritonOperations",
     "choose_launch",
+    "count_pixels",
     "load",
     "splits",
     "tf32_allowed",
@@ -54,23 +58,41 @@ def tf32_allowed() -> bool:
 tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _chosen(gradient: bool, *shape: Any) -> tuple[int, ...]:
+def _measured_on() -> str:
+    """What a measured launch holds for; nothing where there is no GPU to measure on."""
+    if not torch.cuda.is_available():
+        return ""
+    return f"launch on {torch.cuda.get_device_name()}; {versions()}"
+
+
+TUNED = Tuned(remembered, _measured_on)
+
+
+def _chosen(*shape: Any) -> tuple[int, ...]:
     """The launch for a shape, in plain integers: what torch.compile can take as a constant."""
-    found = gradient_candidates(Shape(*shape)) if gradient else candidates(Shape(*shape))
-    return tuple(found[0])
+    return tuple(TUNED.launch(Shape(*shape)))
 
 
 _chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def choose_launch(shape: Shape, gradient: bool = False) -> Launch:
+_NOMINAL_PIXELS = 1 << 14
+
+
+def count_pixels(batch: int, height: int, width: int) -> int:
+    """Pixels of all images; any number in a graph, where sizes may be symbols."""
+    return _NOMINAL_PIXELS if is_compiling() else batch * height * width
+
+
+def choose_launch(shape: Shape) -> Launch:
     """How the kernel for a shape is launched."""
-    return Launch(*_chosen(gradient, *shape))
+    return Launch(*_chosen(*shape))
 
 
-def _forward_shape(x: torch.Tensor, partition: Partition, pixels: int) -> Shape:
+def _forward_shape(x: torch.Tensor, partition: Partition, pixels: int, taps: int) -> Shape:
     outs, ins = partition.widest
-    return Shape(outs, ins, pixels, partition.out_channels, x.element_size(), ins <= 1)
+    sizes = (outs, ins, pixels, partition.out_channels, x.element_size())
+    return Shape(*sizes, ins <= 1, taps, is_channels_last(x))
 
 
 def convolve(
@@ -87,7 +109,9 @@ def convolve(
 ) -> torch.Tensor:
     """The convolution; ``coarse`` and ``level`` add a two-level convolution's second level."""
     height, width = window.output_size(x.shape[2], x.shape[3], *_kernel(weight))
-    shape = _forward_shape(x, partition, x.shape[0] * height * width)
+    taps = weight.shape[-2] * weight.shape[-1]
+    pixels = count_pixels(x.shape[0], height, width)
+    shape = _forward_shape(x, partition, pixels, taps)
     if level is not None:
         shape = shape._replace(single=False)
     launch = choose_launch(shape)
@@ -156,9 +180,11 @@ class TritonOperations:
         """See :class:`~groupconv_ext.operations.Operations`."""
         device, overlap = grad.device, partition.has_overlap
         outs, ins = partition.widest
-        pixels = grad.shape[0] * size[0] * size[1]
+        pixels = count_pixels(grad.shape[0], *size)
         reads = sum(ins for _, ins in partition.sizes)
-        shape = Shape(ins, outs, pixels, reads, grad.element_size(), outs <= 1)
+        taps = weight.shape[-2] * weight.shape[-1]
+        sizes = (ins, outs, pixels, reads, grad.element_size(), outs <= 1)
+        shape = Shape(*sizes, taps, channels_last, transposed=True)
         launch = choose_launch(shape)
         channels = planner.places if overlap else planner.read_channels
         result: torch.Tensor = torch.ops.groupconv_triton.convolve(
@@ -205,13 +231,14 @@ class TritonOperations:
     ) -> torch.Tensor:
         """See :class:`~groupconv_ext.operations.Operations`."""
         device = x.device
-        shape = _forward_shape(x, partition, grad.shape[0] * grad.shape[2] * grad.shape[3])
-        launch = choose_launch(shape, gradient=True)
+        taps = kernel[0] * kernel[1]
+        pixels = count_pixels(grad.shape[0], grad.shape[2], grad.shape[3])
+        shape = _forward_shape(x, partition, pixels, taps)._replace(gradient=True)
+        launch = choose_launch(shape)
         tiles = partition.derived(planner.tile_rows, launch.rows, 0, device=device)
         # The columns of the widest tile: of one group, or of as many as share it.
         widest = partition.widest[1] * max(1, launch.rows)
         widest = min(widest, sum(ins for _, ins in partition.sizes))
-        taps = kernel[0] * kernel[1]
         programs = tiles.shape[0] * taps * -(-widest // launch.pixels)
         result: torch.Tensor = torch.ops.groupconv_triton.weight_gradient(
             grad,

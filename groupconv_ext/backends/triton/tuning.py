@@ -7,10 +7,13 @@ has 163, sm_90 227). The first candidate is the one that is taken where nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-__all__ = ["Launch", "Shape", "candidates", "gradient_candidates"]
+from ..remembered import Entry, Remembered
+
+__all__ = ["Launch", "Shape", "Tuned", "candidates"]
 
 _GRANULARITY = 16
 _SHARED_MEMORY = 96 << 10
@@ -36,6 +39,11 @@ class Shape(NamedTuple):
     total_rows: int
     element_bytes: int
     single: bool  # no row has more than one column: no matrix units
+    # What does not prune, but what a measurement depends on:
+    taps: int = 1
+    channels_last: bool = False
+    gradient: bool = False  # of the weight
+    transposed: bool = False
 
 
 @cache
@@ -43,6 +51,8 @@ def candidates(shape: Shape) -> tuple[Launch, ...]:
     """Every launch worth trying, the likeliest first."""
     if shape.single:
         return _single(shape)
+    if shape.gradient:
+        return _of_gradients(shape)
     return tuple(
         launch
         for rows in _rows(shape)
@@ -52,11 +62,8 @@ def candidates(shape: Shape) -> tuple[Launch, ...]:
     )
 
 
-@cache
-def gradient_candidates(shape: Shape) -> tuple[Launch, ...]:
+def _of_gradients(shape: Shape) -> tuple[Launch, ...]:
     """For a weight gradient: ``pixels`` are the columns of a block there, ``depth`` its pixels."""
-    if shape.single:
-        return _single(shape)
     depths = (32, 64) if shape.element_bytes > 2 else (64, 32)
     return tuple(
         launch
@@ -106,3 +113,57 @@ def _fits(launch: Launch, shape: Shape) -> bool:
 def _rounded(size: int, granularity: int = _GRANULARITY) -> int:
     """The power of two, at least ``granularity``, that holds ``size``."""
     return max(granularity, 1 << max(size - 1, 0).bit_length())
+
+
+class Tuned:
+    """Launches that were measured to be better than the first candidate, by shape.
+
+    Nothing is measured unless :meth:`tune` is called; what it finds is kept in ``store``.
+    """
+
+    def __init__(self, store: Callable[[], Remembered], prefix: Callable[[], str]) -> None:
+        self._store, self._prefix = store, prefix
+        self._known: dict[Shape, Launch] = {}
+        self._asked: list[Shape] | None = None
+
+    def launch(self, shape: Shape) -> Launch:
+        """The best launch that is known for a shape."""
+        if self._asked is not None:
+            self._asked.append(shape)
+        known = self._known.get(shape)
+        if known is None:
+            known = self._known[shape] = self._remembered(shape) or candidates(shape)[0]
+        return known
+
+    def _remembered(self, shape: Shape) -> Launch | None:
+        prefix = self._prefix()
+        entry = self._store().get(f"{prefix}; {shape}") if prefix else None
+        if entry is None:
+            return None
+        by_name = {str(tuple(launch)): launch for launch in candidates(shape)}
+        return by_name.get(entry.chosen)  # None: written by another version of this file
+
+    def tune(
+        self, call: Callable[[], object], milliseconds: Callable[[Callable[[], object]], float]
+    ) -> dict[Shape, Launch]:
+        """Measure every candidate of every kernel that ``call`` launches, one kernel at a time."""
+        self._asked = []
+        try:
+            call()
+            shapes = tuple(dict.fromkeys(self._asked))
+        finally:
+            self._asked = None
+        found = {}
+        for shape in shapes:
+            times: dict[str, float] = {}
+            best, least = self.launch(shape), float("inf")
+            for candidate in candidates(shape):
+                self._known[shape] = candidate
+                time = milliseconds(call)
+                times[str(tuple(candidate))] = 1e3 * time
+                if time < least:
+                    best, least = candidate, time
+            found[shape] = self._known[shape] = best
+            if prefix := self._prefix():
+                self._store().add(f"{prefix}; {shape}", Entry(str(tuple(best)), times))
+        return found

@@ -72,6 +72,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=480, help="layers: stop before that")
     parser.add_argument("--filter", action="append", default=[], metavar="TEXT")
     parser.add_argument("--compiled", action="store_true", help="layers: torch.compile too; slow")
+    parser.add_argument("--tuned", action="store_true", help="layers: measure Triton's launches")
     parser.add_argument(
         "--note",
         nargs=4,
@@ -95,7 +96,7 @@ def _layers(state: State, device: torch.device, given: argparse.Namespace, start
     whole = run_layers(
         state,
         problems,
-        contenders(device, with_compiled=given.compiled),
+        contenders(device, with_compiled=given.compiled, with_tuned=given.tuned),
         clock,
         Limits(**state.limits),
         started + given.seconds,

@@ -15,6 +15,8 @@ from torch.nn.functional import conv2d
 
 from groupconv_ext import backends, functional
 from groupconv_ext.backends import Call
+from groupconv_ext.backends.measure import milliseconds
+from groupconv_ext.backends.triton import TUNED, load
 
 from .. import methods
 from ..methods import Case, Method
@@ -24,7 +26,7 @@ from ..rivals import Contender
 
 __all__ = ["CONTENDERS", "OURS", "contenders"]
 
-OURS = ("native", "triton")
+OURS = ("native", "triton", "triton-tuned")
 
 
 def _ours(backend: str) -> Callable[[Case], Method]:
@@ -47,6 +49,23 @@ def _refused_by(backend: str, device: torch.device) -> Callable[[Problem], str |
         return None if reason is None else f"it {reason}"
 
     return refuses
+
+
+def tuned(case: Case) -> Method:
+    """The Triton kernels with the fastest launch of each, measured beforehand on this case."""
+    method = _ours("triton")(case)
+    trains = case.problem.trains
+    x = case.x.detach().requires_grad_(trains)
+    weight = case.weight.detach().requires_grad_(trains)
+
+    def call() -> None:
+        y = method.function(x, weight)
+        if trains:
+            torch.autograd.grad(y, (x, weight), case.grad_output)
+
+    load()
+    TUNED.tune(call, partial(milliseconds, device=x.device))
+    return method
 
 
 # ---- what only pays on a GPU ---------------------------------------------------------------------
@@ -195,11 +214,19 @@ CONTENDERS: tuple[Contender, ...] = (
 )
 
 
-def contenders(device: torch.device, *, with_compiled: bool) -> tuple[Contender, ...]:
+def contenders(
+    device: torch.device, *, with_compiled: bool, with_tuned: bool
+) -> tuple[Contender, ...]:
     """Ours first, then all others."""
-    ours = tuple(
-        Contender(name, f"groupconv_ext, backend {name!r}", _ours(name), _refused_by(name, device))
-        for name in OURS
+    triton = Contender(
+        "triton", "groupconv_ext, backend 'triton'", _ours("triton"), _refused_by("triton", device)
     )
+    if with_tuned:
+        about = "groupconv_ext, backend 'triton', the launch of every kernel measured beforehand"
+        triton = Contender("triton-tuned", about, tuned, triton.refuses)
+    native = Contender(
+        "native", "groupconv_ext, backend 'native'", _ours("native"), _refused_by("native", device)
+    )
+    ours = (native, triton)
     others = (c for c in CONTENDERS if with_compiled or c.name != "compiled")
     return (*ours, *others)

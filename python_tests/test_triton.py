@@ -31,6 +31,12 @@ from groupconv_ext.backends.triton.availability import INTERPRETED, why_not
 from groupconv_ext.partition import kronecker_radices
 from groupconv_ext.window import Window
 
+MATRIX_KERNELS = ("convolve", "weight_gradient")
+KERNELS = (
+    *MATRIX_KERNELS,
+    *("convolve_single", "weight_gradient_single", "collect_readers"),
+    *("mask_by_labels", "label_gradient", "gate_labels", "gate_gradient"),
+)
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 REASON = why_not(Call(DEVICE, torch.float32, True))
 needs_triton = pytest.mark.skipif(REASON is not None, reason=f"the backend {REASON}")
@@ -494,8 +500,8 @@ def test_vmap() -> None:
 
 
 @pytest.fixture(scope="module")
-def ahead_of_time() -> list[dict[str, object]]:
-    """What the compiler made of the kernels for GPUs that are not here."""
+def ahead_of_time() -> dict[str, Any]:
+    """What compilers make of the kernels for GPUs that are not here."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     program = Path(__file__).with_name("triton_ahead.py")
@@ -506,23 +512,31 @@ def ahead_of_time() -> list[dict[str, object]]:
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    report: list[dict[str, object]] = json.loads(run.stdout)
+    report: dict[str, Any] = json.loads(run.stdout)
     return report
 
 
-def test_kernels_compile_without_spills(ahead_of_time: list[dict[str, object]]) -> None:
-    names = {"convolve", "convolve_single", "weight_gradient", "weight_gradient_single"}
-    assert {entry["kernel"] for entry in ahead_of_time} >= names
-    assert {entry["capability"] for entry in ahead_of_time} == {80, 90}
-    for entry in ahead_of_time:
-        # ptxas keeps a word or two there without spilling.
-        assert int(str(entry["stack"])) <= 16, entry
-        assert int(str(entry["local"])) == 0, entry
-        assert int(str(entry["reg"])) <= 255, entry
-        assert int(str(entry["dynamic_shared"])) <= 99 << 10, entry
+def test_kernels_compile_without_spills(ahead_of_time: dict[str, Any]) -> None:
+    found = ahead_of_time["kernels"]
+    assert {entry["kernel"] for entry in found} == set(KERNELS)
+    assert {entry["capability"] for entry in found} == {80, 90}
+    for entry in found:
+        # A few words, which some releases keep there outside of the loops.
+        assert entry["stack"] <= 32, entry
+        assert entry["local"] == 0, entry
+        assert 16 <= entry["reg"] <= 255, entry
+        assert entry["dynamic shared"] <= 99 << 10, entry
 
 
-def test_kernels_use_the_matrix_units(ahead_of_time: list[dict[str, object]]) -> None:
-    for entry in ahead_of_time:
-        if entry["kernel"] in ("convolve", "weight_gradient"):
-            assert int(str(entry["mma"])) > 0, entry
+def test_kernels_use_the_matrix_units(ahead_of_time: dict[str, Any]) -> None:
+    products = [e for e in ahead_of_time["kernels"] if e["kernel"] in MATRIX_KERNELS]
+    assert len(products) > 10
+    for entry in products:
+        assert entry["matrix instructions"] > 0, entry
+
+
+def test_torch_compile_sees_the_kernels(ahead_of_time: dict[str, Any]) -> None:
+    """As kernels with what they write, not as operations that it cannot look into."""
+    targets = ahead_of_time["graph"]
+    assert targets.count("triton_kernel_wrapper_functional") == 3
+    assert not any("groupconv" in target for target in targets)

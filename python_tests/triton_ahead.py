@@ -10,17 +10,19 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
+from functorch.compile import aot_function
+from torch._subclasses import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from groupconv_ext.backends.triton import ops
-from groupconv_ext.backends.triton.operations import TRITON_OPERATIONS
+from groupconv_ext.backends.triton import TRITON_LABELLED, TRITON_OPERATIONS, load, mask_ops, ops
 from groupconv_ext.partition import Partition
 from groupconv_ext.window import Window
 
@@ -32,6 +34,7 @@ POINTERS = {
     torch.int64: "*i64",
 }
 LAUNCH_OPTIONS = ("num_warps", "num_stages")
+MATRIX_INSTRUCTIONS = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async)")
 
 POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
 SPATIAL = Window(1, 1, 1, 1, 1, 1, 1, 1)
@@ -63,25 +66,50 @@ def calls(
     yield "weight gradient", partial(run.weight_grad, grad, x, *shared, kernel)
 
 
-CASES = {
-    "1×1 f32 NCHW": (PERMUTED, POINTWISE, torch.float32, False),
-    "1×1 bf16 NHWC": (PERMUTED, POINTWISE, torch.bfloat16, True),
-    "3×3 f16 NHWC": (SMALL_GROUPS, SPATIAL, torch.float16, True),
-    "3×3 bf16 NCHW": (SMALL_GROUPS, SPATIAL, torch.bfloat16, False),
-    "depthwise bf16 NHWC": (DEPTHWISE, SPATIAL, torch.bfloat16, True),
-    "overlapping f32 NHWC": (OVERLAPPING, POINTWISE, torch.float32, True),
+def learned_calls() -> Iterator[tuple[str, Any]]:
+    """What a layer adds that learns its groups, and the two-level epilogue."""
+    x, grad = (image(256, torch.bfloat16, True) for _ in range(2))
+    weight = torch.empty(256, 256, 1, 1, dtype=torch.bfloat16, device="meta")
+    labels = torch.empty(256, dtype=torch.int32, device="meta")
+    logits = torch.empty(256, 8, dtype=torch.float32, device="meta")
+    gates = torch.empty(8, device="meta")
+    run, pair = TRITON_LABELLED, (labels, labels)
+    yield "labelled forward", partial(run.labelled_conv2d, x, weight, None, *pair, 8, *POINTWISE)
+    yield (
+        "labelled weight gradient",
+        partial(run.labelled_conv2d_weight_grad, grad, x, *pair, 8, 1, 1, *POINTWISE),
+    )
+    yield "masked weight", partial(run.mask_weight, weight, *pair)
+    yield "logits", partial(run.label_grad, weight, weight, logits, logits, *pair, False, True)
+    yield "gates", partial(run.kronecker_grad, weight, weight, gates)
+    within, restrict = Partition.contiguous(256, 256, 8), Partition.contiguous(256, 8, 8)
+    packed = torch.empty(within.entries, 3, 3, dtype=torch.bfloat16, device="meta")
+    level = torch.empty(restrict.entries, 3, 3, dtype=torch.bfloat16, device="meta")
+    coarse = torch.empty(256, 8, dtype=torch.bfloat16, device="meta")
+    operands = (x, packed, level, coarse, None, within, restrict, SPATIAL)
+    yield "two levels", partial(TRITON_OPERATIONS.two_level, *operands)
+
+
+CASES: dict[str, Callable[[], Iterator[tuple[str, Any]]]] = {
+    "1×1 f32 NCHW": lambda: calls(PERMUTED, POINTWISE, torch.float32, False),
+    "1×1 bf16 NHWC": lambda: calls(PERMUTED, POINTWISE, torch.bfloat16, True),
+    "3×3 f16 NHWC": lambda: calls(SMALL_GROUPS, SPATIAL, torch.float16, True),
+    "3×3 bf16 NCHW": lambda: calls(SMALL_GROUPS, SPATIAL, torch.bfloat16, False),
+    "depthwise bf16 NHWC": lambda: calls(DEPTHWISE, SPATIAL, torch.bfloat16, True),
+    "overlapping f32 NHWC": lambda: calls(OVERLAPPING, POINTWISE, torch.float32, True),
+    "learned bf16 NHWC": learned_calls,
 }
 
 
 def launched(call: Any) -> list[tuple[Any, dict[str, Any]]]:
     """Every kernel that ``call`` would launch, with its arguments."""
-    found = []
-    original = ops.launch_kernel
-    ops.launch_kernel = lambda kernel, grid, x, settings: found.append((kernel, settings))
-    try:
+    found: list[tuple[Any, dict[str, Any]]] = []
+
+    def note(kernel: Any, grid: object, x: object, settings: dict[str, Any]) -> None:
+        found.append((kernel, settings))
+
+    with patch.object(ops, "launch_kernel", note), patch.object(mask_ops, "launch_kernel", note):
         call()
-    finally:
-        ops.launch_kernel = original
     return found
 
 
@@ -122,30 +150,75 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name.lower(): int(value) for name, value in found.items()}
 
 
+def compiled(capability: int) -> Iterator[dict[str, Any]]:
+    """What becomes of every kernel of every case."""
+    target = GPUTarget("cuda", capability, 32)
+    seen = set()
+    for name, case in CASES.items():
+        for direction, call in case():
+            if capability < 90 and direction == "input gradient":
+                continue  # the kernel of the forward pass; looked at once
+            for kernel, settings in launched(call):
+                options = {key: settings[key] for key in LAUNCH_OPTIONS if key in settings}
+                module = source(kernel, settings)
+                key = (module.hash(), tuple(options.items()))
+                if key in seen:
+                    continue
+                seen.add(key)
+                found = triton.compile(module, target, options)
+                ptx = found.asm["ptx"]
+                yield {
+                    "capability": capability,
+                    "case": name,
+                    "direction": direction,
+                    "kernel": kernel.__name__,
+                    "dynamic shared": found.metadata.shared,
+                    "matrix instructions": len(MATRIX_INSTRUCTIONS.findall(ptx)),
+                    **resources(found.asm["cubin"]),
+                }
+
+
+class NoGpu:
+    """A driver for a GPU that is not here."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+
+def traced() -> list[str]:
+    """What ``torch.compile`` makes of the operations: the targets in a graph of GPU tensors."""
+    triton.runtime.driver.set_active(NoGpu())
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def derived(self: Partition, make: Any, *settings: int, device: Any) -> torch.Tensor:
+        table = torch.from_numpy(make(self, *settings))
+        return torch.empty(table.shape, dtype=table.dtype, device=device)
+
+    def step(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        run, shared = TRITON_OPERATIONS, (SMALL_GROUPS, SPATIAL)
+        y = run.conv2d(x, weight, None, None, *shared, "relu")
+        grad_x = run.input_grad(y, weight, *shared, (8, 8), False)
+        return y, grad_x, run.weight_grad(y, x, *shared, (3, 3))
+
+    with patch.object(Partition, "derived", derived), FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(2, 128, 8, 8, device="cuda")
+        weight = torch.empty(SMALL_GROUPS.entries, 3, 3, device="cuda")
+        aot_function(step, fw_compiler=keep, keep_inference_input_mutations=True)(x, weight)
+    (graph,) = graphs
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
 def main() -> None:
-    report = []
-    for capability in map(int, sys.argv[1:]):
-        target = GPUTarget("cuda", capability, 32)
-        for name, case in CASES.items():
-            for direction, call in calls(*case):
-                for kernel, settings in launched(call):
-                    options = {key: settings[key] for key in LAUNCH_OPTIONS if key in settings}
-                    compiled = triton.compile(source(kernel, settings), target, options)
-                    ptx = compiled.asm["ptx"]
-                    report.append(
-                        {
-                            "capability": capability,
-                            "case": name,
-                            "direction": direction,
-                            "kernel": kernel.__name__,
-                            "dynamic_shared": compiled.metadata.shared,
-                            "mma": len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async)", ptx)),
-                            "wide_loads": len(re.findall(r"ld\.global[\w.]*\.v4\b", ptx)),
-                            "bank_copies": len(re.findall(r"cp\.async\.c[ag]", ptx)),
-                            **resources(compiled.asm["cubin"]),
-                        }
-                    )
-    json.dump(report, sys.stdout)
+    load()
+    kernels = [entry for capability in sys.argv[1:] for entry in compiled(int(capability))]
+    json.dump({"kernels": kernels, "graph": traced()}, sys.stdout)
 
 
 if __name__ == "__main__":

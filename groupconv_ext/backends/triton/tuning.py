@@ -58,7 +58,7 @@ def candidates(shape: Shape) -> tuple[Launch, ...]:
         for rows in _rows(shape)
         for pixels in _sizes(shape.pixels, (128, 64, 256))
         for depth in _sizes(_columns_of_a_tile(shape, rows), (32, 64))
-        if _fits(launch := Launch(rows, pixels, depth, _warps(rows * pixels), 3), shape)
+        if _fits(launch := Launch(rows, pixels, depth, _warps(pixels * max(rows, depth)), 3), shape)
     )
 
 
@@ -70,7 +70,9 @@ def _of_gradients(shape: Shape) -> tuple[Launch, ...]:
         for rows in _rows(shape)
         for columns in _sizes(_columns_of_a_tile(shape, rows), (64, 32, 128))
         for depth in _sizes(shape.pixels, depths)
-        if _fits(launch := Launch(rows, columns, depth, _warps(rows * columns), 3), shape)
+        if _fits(
+            launch := Launch(rows, columns, depth, _warps(columns * max(rows, depth)), 3), shape
+        )
     )
 
 
@@ -86,8 +88,9 @@ def _sizes(extent: int, wanted: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in wanted if size <= _rounded(extent)) or (_rounded(extent),)
 
 
-def _warps(sums: int) -> int:
-    return 4 if sums <= 2048 else 8
+def _warps(elements: int) -> int:
+    """So many that a thread has registers for its part of the larger tile and its addresses."""
+    return 4 if elements <= 2048 else 8
 
 
 def _single(shape: Shape) -> tuple[Launch, ...]:

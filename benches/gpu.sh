@@ -10,6 +10,8 @@
 #   RESUME    a folder with the state.jsonl of an earlier call, where OUT starts out empty
 #   PYTHON    the interpreter, with torch and Triton                                          (python3)
 #   BUDGET    seconds that the whole call may take; a part begins only if its share is left   (570)
+#   PACK      if set, all but the page, gpu.json, the state and the log goes into one archive at the end, for
+#             machines that give only a few files back
 #   FILTER    only layers whose name holds this
 #   EXTRA     for the layers: --tuned (measure the launches of the Triton kernels), --compiled (torch.compile); slow
 #
@@ -113,9 +115,9 @@ for part in $asked; do
         note tests "left out" 0 "$PYTHON has no $missing"
         continue
       fi
-      # What a GPU decides: the Triton kernels on it, the CUDA kernels, the choice. Then everything.
-      run tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider python_tests/test_triton.py \
-        python_tests/test_choice.py python_tests/test_backends.py
+      # What a GPU decides: the CUDA and Triton kernels on it, the choice. Then everything.
+      run tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider python_tests/test_on_gpu.py \
+        python_tests/test_triton.py python_tests/test_choice.py
       run all-tests 240 "$PYTHON" -m pytest -q -p no:cacheprovider python_tests
       ;;
     sanitizer)
@@ -130,8 +132,8 @@ for part in $asked; do
       # PyTorch's caching allocator would hide a read beyond a tensor's end inside of its blocks.
       for tool in memcheck racecheck; do
         run "$tool" 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
-          --error-exitcode 1 "$PYTHON" -m pytest -q -p no:cacheprovider -m "not slow" \
-          python_tests/test_triton.py -k "test_partitions and (ragged or depthwise or overlapping)"
+          --error-exitcode 1 "$PYTHON" -m pytest -q -p no:cacheprovider python_tests/test_on_gpu.py \
+          -k "test_partitions and (ragged or depthwise or overlapping)"
       done
       ;;
     limits)
@@ -151,11 +153,15 @@ for part in $asked; do
         note networks "left out" 0 "this checkout has no benches/networks.py"
         continue
       fi
-      run networks 120 "$PYTHON" benches/networks.py --device cuda --training --out "$OUT/networks.json"
+      run networks 120 "$PYTHON" benches/networks.py --device cuda --train --seconds 10 --out "$OUT"
       ;;
   esac
 done
 
 echo
 gpu report ${notes[@]+"${notes[@]}"} || failed=1
+if [ -n "${PACK:-}" ]; then
+  (cd "$OUT" && find . -maxdepth 1 -type f \( -name '*.png' -o -name '*.csv' -o -name 'networks.*' \) -printf '%P\n' |
+    tar -czf rest.tar.gz --remove-files -T -)
+fi
 exit "$failed"

@@ -58,9 +58,17 @@ def _versions() -> Section:
         "groupconv-ext": f"{metadata.version('groupconv-ext')} in {Path(__file__).parent}",
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "Triton": _triton(),
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def _triton() -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "not installed: pip install 'groupconv-ext[triton]'"
 
 
 def _native_library(introspect: ModuleType | None, why_not: str) -> Section:

@@ -89,5 +89,15 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def float32_is_float32() -> Iterator[None]:
+    """On a GPU PyTorch lets convolutions round their factors to TF32, unless it is told not to."""
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    conv.fp32_precision = matmul.fp32_precision = "ieee"
+    yield
+    conv.fp32_precision, matmul.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)

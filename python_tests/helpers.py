@@ -217,7 +217,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 def _inside_larger(x: torch.Tensor, *steps: int, channels_last: bool = False) -> torch.Tensor:
     """``x`` as a view, ``steps`` apart, of a larger tensor that is NaN everywhere else."""
     sizes = [step * (size + 2) for step, size in zip(steps, x.shape, strict=True)]
-    larger = torch.full(sizes, torch.nan, dtype=x.dtype)
+    larger = torch.full(sizes, torch.nan, dtype=x.dtype, device=x.device)
     if channels_last:
         larger = larger.contiguous(memory_format=torch.channels_last)
     view = larger[tuple(slice(s, s * (n + 1), s) for s, n in zip(steps, x.shape, strict=True))]
@@ -225,7 +225,8 @@ def _inside_larger(x: torch.Tensor, *steps: int, channels_last: bool = False) ->
 
 
 def _unaligned(x: torch.Tensor) -> torch.Tensor:
-    return torch.full((x.numel() + 1,), torch.nan, dtype=x.dtype)[1:].view_as(x).copy_(x)
+    larger = torch.full((x.numel() + 1,), torch.nan, dtype=x.dtype, device=x.device)
+    return larger[1:].view_as(x).copy_(x)
 
 
 def _channels_last(x: torch.Tensor) -> torch.Tensor:

@@ -65,13 +65,6 @@ def float32_as(precision: str) -> Iterator[None]:
         conv.fp32_precision = before
 
 
-@pytest.fixture(autouse=True)
-def ieee() -> Iterator[None]:
-    """float32 means float32, unless a test says otherwise."""
-    with float32_as("ieee"):
-        yield
-
-
 def operands(
     partition: Partition, geometry: Geometry, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, ...]:
@@ -97,7 +90,7 @@ def test_partitions(backend: Backend, name: str) -> None:
 def test_layouts(backend: Backend, layout: str) -> None:
     for name in ("ragged", "depthwise", "overlapping, unread"):
         x, weight, _ = operands(PARTITIONS[name], GEOMETRIES["3×3"])
-        turned = LAYOUTS[layout](x.cpu()).to(DEVICE)
+        turned = LAYOUTS[layout](x)
         check_convolution(PARTITIONS[name], GEOMETRIES["3×3"], turned, weight, backend=backend)
 
 

@@ -52,7 +52,10 @@ def names() -> tuple[str, ...]:
 
 
 def choose(backend: str, call: Call) -> Backend:
-    """The backend that serves the call, or an error with the reason why none does."""
+    """The backend that serves the call, or an error with the reason why none does.
+
+    For ``auto`` on a GPU, where shapes decide, :func:`best` is to be asked.
+    """
     if backend == "auto":
         order = _AUTO_ON_CPU if call.device_type in ("cpu", "meta") else _AUTO_ELSEWHERE
         for candidate in order:

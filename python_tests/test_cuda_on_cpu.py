@@ -132,11 +132,21 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype
     assert error <= TOLERANCE[dtype] * (expected.norm() + 1e-30), error / expected.norm()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    ("dtype", "channels_last"),
+    [
+        (torch.float64, False),
+        (torch.float64, True),
+        (torch.float32, False),
+        (torch.bfloat16, True),
+        (torch.float16, False),
+        (torch.float16, True),
+    ],
+    ids=lambda value: str(value) if isinstance(value, torch.dtype) else ("nchw", "nhwc")[value],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_convolution_and_gradients(
-    library: ctypes.CDLL, name: str, channels_last: bool, dtype: torch.dtype
+    library: ctypes.CDLL, name: str, dtype: torch.dtype, channels_last: bool
 ) -> None:
     problem = CASES[name]
     ops = getattr(torch.ops, builder.NAMESPACE)
@@ -462,6 +472,51 @@ def test_random_partitions(library: ctypes.CDLL) -> None:
         by_weight = ops.conv2d_weight_grad(y, x, p.cpu_table, p.entries, 1, 1, *window)
         outer = torch.outer(y.double().flatten(), x.double().flatten())[:, :, None, None]
         assert_close(by_weight, p.pack(outer), dtype)
+
+
+@pytest.mark.parametrize("round_", range(4))
+def test_plans_of_random_partitions(library: ctypes.CDLL, round_: int) -> None:
+    """Every row and every weight is in one tile, whatever the tiles."""
+    library.take_turns_backwards(ctypes.c_bool(round_ % 2 == 1))
+    library.check_plan.restype = ctypes.c_char_p
+    rng = np.random.default_rng(int(torch.randint(2**31, ()).item()))
+    for _ in range(500):
+        p = random_partition(rng)
+        table = p.cpu_table.numpy()
+        transposed = bool(rng.integers(2))
+        rows = int(rng.integers(1, 20))
+        columns = 0 if transposed else int(rng.integers(20))
+        tiles = (ctypes.c_int64(rows), ctypes.c_int64(columns), ctypes.c_bool(rng.integers(2)))
+        sizes = (ctypes.c_int64(len(table)), ctypes.c_int64(p.entries), ctypes.c_bool(transposed))
+        answer = library.check_plan(ctypes.c_void_p(table.ctypes.data), *sizes, *tiles)
+        assert not answer, (answer, p, transposed, rows, columns)
+
+
+def test_choices_keep_within_their_bounds(library: ctypes.CDLL) -> None:
+    """Shared by all sizes: memory for slices, short types alone on tensor cores, no overflow."""
+    rng = np.random.default_rng(int(torch.randint(2**31, ()).item()))
+    found = (ctypes.c_int64 * 8)()
+    for _ in range(5000):
+        element = int(rng.integers(4))
+        ins, outs = (int(2 ** (rng.random() * 14)) for _ in range(2))
+        entries = int(ins * outs * rng.random())
+        area, pixels = int(rng.integers(1, 50)), int(2 ** (rng.random() * 40))
+        side = int(2 ** (rng.random() * 40))
+        sizes = (ins, outs, 100 + 3 * (ins + outs), entries, area, pixels, side)
+        library.choices(element, *map(ctypes.c_int64, sizes), found)
+        kernel, rows, words, grad_kernel, side_of_tile, slices, channel_slices, blocks = found
+        on_tensor_cores = kernel >= 3
+        assert on_tensor_cores <= (element >= 2 and side < 2**30)
+        assert (grad_kernel >= 2) == on_tensor_cores
+        assert rows in (4, 16, 32, 64)
+        assert side_of_tile in (16, 32, 64)
+        assert words > 0
+        assert 1 <= slices <= 1024
+        assert slices == 1 or slices * entries * area <= 2**24
+        assert slices == 1 or pixels // slices >= 256
+        assert channel_slices == 1 or channel_slices * outs <= 2**15
+        assert 1 <= blocks <= 528
+        assert blocks == 1 or blocks * entries <= 2**24
 
 
 # ---- bad input ----------------------------------------------------------------------------------

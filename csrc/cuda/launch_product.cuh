@@ -38,7 +38,8 @@ cudaError_t launch_fma(ProductKernel kernel, const ProductProblem& problem, cons
   };
   switch (kernel) {
     case ProductKernel::pixels: {
-      const int64_t blocks = blocks_for(a.dest.channels, pixel_tiles(product_threads));
+      const int64_t strips = (product_strips(a) + product_threads - 1) / product_threads;
+      const int64_t blocks = blocks_for(a.dest.channels * a.phases(), strips);
       return launch(fma_pixels<T>, blocks, product_threads, 0, stream, a, plan);
     }
     case ProductKernel::narrow: {

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import build as builder
-from helpers import needs_native
+from helpers import LAYOUTS, needs_native
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, _ops, reference
+from groupconv_ext.operations import NativeLabelledOperations
 from groupconv_ext.window import Window
 
 pytestmark = [
@@ -55,7 +56,10 @@ def in_their_place(ops: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything above the ops uses those of the CUDA kernels."""
     for name in _ops.__all__:
         if hasattr(ops, name):
-            monkeypatch.setattr(_ops, name, getattr(ops, name).default)
+            operation = getattr(ops, name).default
+            monkeypatch.setattr(_ops, name, operation)
+            if hasattr(NativeLabelledOperations, name):
+                monkeypatch.setattr(NativeLabelledOperations, name, staticmethod(operation))
     return
 
 
@@ -171,6 +175,59 @@ def test_convolution_and_gradients(
     assert_close(found, by_weight, dtype)
     again = ops.conv2d_weight_grad(grad, x, table, entries, *kernel, *window)
     assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_views(library: ctypes.CDLL, layout: str, dtype: torch.dtype) -> None:
+    """Any strides, any alignment, for every image."""
+    ops = getattr(torch.ops, builder.NAMESPACE)
+    p, window = Partition.random(24, 32, 2, seed=12), SAME
+    problem = Problem(p, 2, (9, 16), (3, 3), window)
+    x, weight, _ = problem.tensors(dtype, False)
+    x = LAYOUTS[layout](x)
+    residual = LAYOUTS[layout](torch.randn(2, 32, 9, 16).to(dtype))
+    wide = [t.double().requires_grad_() for t in (x, weight)]
+    expected = problem.reference(*wide)
+    y = ops.conv2d(x, weight, None, residual, p.cpu_table, 32, *window, 0)
+    assert_close(y, expected.detach() + residual.double(), dtype)
+    grad = LAYOUTS[layout](torch.randn(2, 32, 9, 16).to(dtype))
+    by_x, by_weight = torch.autograd.grad(expected, wide, grad.double())
+    for last in (False, True):
+        found = ops.conv2d_input_grad(grad, weight, p.cpu_table, 24, 9, 16, *window, last)
+        assert_close(found, by_x, dtype)
+    found = ops.conv2d_weight_grad(grad, x, p.cpu_table, p.entries, 3, 3, *window)
+    assert_close(found, by_weight, dtype)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("name", ["strided", "many pixels", "small groups", "neighbours in memory"])
+def test_tf32_where_it_is_allowed(ops: Any, name: str, channels_last: bool) -> None:
+    """Operands are rounded to eleven bits, sums stay float32; without leave nothing is rounded."""
+    problem = CASES[name]
+    p, window, kernel = problem.partition, problem.window, problem.kernel
+    x, weight, _ = problem.tensors(torch.float32, channels_last)
+    wide = [t.double().requires_grad_() for t in (x, weight)]
+    expected = problem.reference(*wide)
+    grad = torch.randn_like(expected).float()
+    exact = [expected.detach(), *torch.autograd.grad(expected, wide, grad.double())]
+
+    def run(allowed: bool) -> list[torch.Tensor]:
+        ops.allow_tf32(allowed)
+        y = ops.conv2d(x, weight, None, None, p.cpu_table, p.out_channels, *window, 0)
+        sizes = (p.in_channels, *problem.size, *window, channels_last)
+        by_x = ops.conv2d_input_grad(grad, weight, p.cpu_table, *sizes)
+        by_weight = ops.conv2d_weight_grad(grad, x, p.cpu_table, p.entries, *kernel, *window)
+        return [y, by_x, by_weight]
+
+    try:
+        for rounded, found in zip(run(True), exact, strict=True):
+            error = ((rounded.double() - found).norm() / found.norm()).item()
+            assert 2e-5 < error < 1e-3
+        for ieee, found in zip(run(False), exact, strict=True):
+            assert_close(ieee, found, torch.float32)
+    finally:
+        ops.allow_tf32(False)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])

@@ -32,8 +32,8 @@ std::string check_rows(const Plan& plan, const PlanProblem& problem) {
 
 std::string check_runs(const int32_t* runs, const int32_t* list, int64_t items) {
   for (int64_t i = 0; i < items; ++i) {
-    bool expected = i + 8 <= items;
-    for (int next = 1; expected && next < 8; ++next) expected = list[i + next] == list[i] + next;
+    int expected = 1;
+    while (expected < 8 && i + expected < items && list[i + expected] == list[i] + expected) ++expected;
     if (runs[i] != expected) return wrong("wrong mark of a run at", i);
   }
   return {};

@@ -274,6 +274,7 @@ def test_backward(ops: Any, activation: str, channels_last: bool) -> None:
 
 @needs_native
 @pytest.mark.usefixtures("in_their_place")
+@pytest.mark.parametrize("ops", [True], ids=["backwards"], indirect=True)
 @pytest.mark.parametrize("name", ["overlap, no inputs", "strided"])
 def test_derivatives_of_derivatives(name: str) -> None:
     problem = CASES[name]

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from .window import Window
 
@@ -27,6 +29,8 @@ __all__ = [
     "conv2d_weight_grad",
     "dense_conv2d_weight_grad",
     "empty_image",
+    "follow_tf32",
+    "has_cuda_kernels",
     "is_channels_last",
     "kronecker_conv2d_grad",
     "kronecker_grad",
@@ -67,6 +71,11 @@ def _load() -> str | None:
 
 unavailable: str | None = _load()
 """Why there are no native operations, or ``None`` where there are."""
+
+has_cuda_kernels: bool = unavailable is None and torch._C._dispatch_has_kernel_for_dispatch_key(
+    "groupconv::conv2d", "CUDA"
+)
+"""Whether the native library was built with CUDA."""
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -509,6 +518,22 @@ def _register_looping(name: str, fake: Callable[..., Any]) -> Any:
 
     op = _register(name, fake, batch)
     return op
+
+
+_tf32 = SimpleNamespace(allowed=False)
+
+
+def follow_tf32(x: torch.Tensor) -> None:
+    """Let the CUDA kernels multiply float32 in TF32 exactly where torch lets its convolutions.
+
+    Compiled code keeps what was the case before it was first run.
+    """
+    if x.dtype != torch.float32 or not x.is_cuda or is_compiling():
+        return
+    allowed = torch.backends.cudnn.allow_tf32
+    if allowed != _tf32.allowed and has_cuda_kernels:
+        torch.ops.groupconv.allow_tf32.default(allowed)
+        _tf32.allowed = allowed
 
 
 Op = Callable[..., torch.Tensor]

@@ -184,6 +184,7 @@ def flgc_convolve(
 
     Without ``learn`` the logits get no gradient and the weight one for its selected blocks only.
     """
+    _ops.follow_tf32(x)
     y: torch.Tensor = _FlgcConvolution.apply(  # type: ignore[no-untyped-call]
         x,
         weight,
@@ -331,6 +332,7 @@ def dgconv_convolve(
     operations: LabelledOperations = NATIVE_LABELLED,
 ) -> torch.Tensor:
     """Convolve in the groups of the gates; ``weight`` is dense, and may be wider than ``x``."""
+    _ops.follow_tf32(x)
     y: torch.Tensor = _DgconvConvolution.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, gates, in_labels, out_labels, groups, window, operations
     )

@@ -131,6 +131,8 @@ class NativeOperations:
         before: Before | None = None,
     ) -> torch.Tensor:
         """See :class:`Operations`, and so for the rest."""
+        if not x.is_cpu:
+            _ops.follow_tf32(x)
         table = partition.cpu_table if x.is_cpu else partition.table(x.device)
         code = ACTIVATIONS.index(activation)
         shared = (table, partition.out_channels, *window, code)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import build as builder
-from helpers import needs_native
+from helpers import LAYOUTS, needs_native
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, _ops, reference
+from groupconv_ext.operations import NativeLabelledOperations
 from groupconv_ext.window import Window
 
 pytestmark = [
@@ -55,7 +56,10 @@ def in_their_place(ops: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything above the ops uses those of the CUDA kernels."""
     for name in _ops.__all__:
         if hasattr(ops, name):
-            monkeypatch.setattr(_ops, name, getattr(ops, name).default)
+            operation = getattr(ops, name).default
+            monkeypatch.setattr(_ops, name, operation)
+            if hasattr(NativeLabelledOperations, name):
+                monkeypatch.setattr(NativeLabelledOperations, name, staticmethod(operation))
     return
 
 
@@ -132,11 +136,21 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype
     assert error <= TOLERANCE[dtype] * (expected.norm() + 1e-30), error / expected.norm()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    ("dtype", "channels_last"),
+    [
+        (torch.float64, False),
+        (torch.float64, True),
+        (torch.float32, False),
+        (torch.bfloat16, True),
+        (torch.float16, False),
+        (torch.float16, True),
+    ],
+    ids=lambda value: str(value) if isinstance(value, torch.dtype) else ("nchw", "nhwc")[value],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_convolution_and_gradients(
-    library: ctypes.CDLL, name: str, channels_last: bool, dtype: torch.dtype
+    library: ctypes.CDLL, name: str, dtype: torch.dtype, channels_last: bool
 ) -> None:
     problem = CASES[name]
     ops = getattr(torch.ops, builder.NAMESPACE)
@@ -161,6 +175,59 @@ def test_convolution_and_gradients(
     assert_close(found, by_weight, dtype)
     again = ops.conv2d_weight_grad(grad, x, table, entries, *kernel, *window)
     assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_views(library: ctypes.CDLL, layout: str, dtype: torch.dtype) -> None:
+    """Any strides, any alignment, for every image."""
+    ops = getattr(torch.ops, builder.NAMESPACE)
+    p, window = Partition.random(24, 32, 2, seed=12), SAME
+    problem = Problem(p, 2, (9, 16), (3, 3), window)
+    x, weight, _ = problem.tensors(dtype, False)
+    x = LAYOUTS[layout](x)
+    residual = LAYOUTS[layout](torch.randn(2, 32, 9, 16).to(dtype))
+    wide = [t.double().requires_grad_() for t in (x, weight)]
+    expected = problem.reference(*wide)
+    y = ops.conv2d(x, weight, None, residual, p.cpu_table, 32, *window, 0)
+    assert_close(y, expected.detach() + residual.double(), dtype)
+    grad = LAYOUTS[layout](torch.randn(2, 32, 9, 16).to(dtype))
+    by_x, by_weight = torch.autograd.grad(expected, wide, grad.double())
+    for last in (False, True):
+        found = ops.conv2d_input_grad(grad, weight, p.cpu_table, 24, 9, 16, *window, last)
+        assert_close(found, by_x, dtype)
+    found = ops.conv2d_weight_grad(grad, x, p.cpu_table, p.entries, 3, 3, *window)
+    assert_close(found, by_weight, dtype)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("name", ["strided", "many pixels", "small groups", "neighbours in memory"])
+def test_tf32_where_it_is_allowed(ops: Any, name: str, channels_last: bool) -> None:
+    """Operands are rounded to eleven bits, sums stay float32; without leave nothing is rounded."""
+    problem = CASES[name]
+    p, window, kernel = problem.partition, problem.window, problem.kernel
+    x, weight, _ = problem.tensors(torch.float32, channels_last)
+    wide = [t.double().requires_grad_() for t in (x, weight)]
+    expected = problem.reference(*wide)
+    grad = torch.randn_like(expected).float()
+    exact = [expected.detach(), *torch.autograd.grad(expected, wide, grad.double())]
+
+    def run(allowed: bool) -> list[torch.Tensor]:
+        ops.allow_tf32(allowed)
+        y = ops.conv2d(x, weight, None, None, p.cpu_table, p.out_channels, *window, 0)
+        sizes = (p.in_channels, *problem.size, *window, channels_last)
+        by_x = ops.conv2d_input_grad(grad, weight, p.cpu_table, *sizes)
+        by_weight = ops.conv2d_weight_grad(grad, x, p.cpu_table, p.entries, *kernel, *window)
+        return [y, by_x, by_weight]
+
+    try:
+        for rounded, found in zip(run(True), exact, strict=True):
+            error = ((rounded.double() - found).norm() / found.norm()).item()
+            assert 2e-5 < error < 1e-3
+        for ieee, found in zip(run(False), exact, strict=True):
+            assert_close(ieee, found, torch.float32)
+    finally:
+        ops.allow_tf32(False)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
@@ -207,6 +274,7 @@ def test_backward(ops: Any, activation: str, channels_last: bool) -> None:
 
 @needs_native
 @pytest.mark.usefixtures("in_their_place")
+@pytest.mark.parametrize("ops", [True], ids=["backwards"], indirect=True)
 @pytest.mark.parametrize("name", ["overlap, no inputs", "strided"])
 def test_derivatives_of_derivatives(name: str) -> None:
     problem = CASES[name]
@@ -462,6 +530,51 @@ def test_random_partitions(library: ctypes.CDLL) -> None:
         by_weight = ops.conv2d_weight_grad(y, x, p.cpu_table, p.entries, 1, 1, *window)
         outer = torch.outer(y.double().flatten(), x.double().flatten())[:, :, None, None]
         assert_close(by_weight, p.pack(outer), dtype)
+
+
+@pytest.mark.parametrize("round_", range(4))
+def test_plans_of_random_partitions(library: ctypes.CDLL, round_: int) -> None:
+    """Every row and every weight is in one tile, whatever the tiles."""
+    library.take_turns_backwards(ctypes.c_bool(round_ % 2 == 1))
+    library.check_plan.restype = ctypes.c_char_p
+    rng = np.random.default_rng(int(torch.randint(2**31, ()).item()))
+    for _ in range(500):
+        p = random_partition(rng)
+        table = p.cpu_table.numpy()
+        transposed = bool(rng.integers(2))
+        rows = int(rng.integers(1, 20))
+        columns = 0 if transposed else int(rng.integers(20))
+        tiles = (ctypes.c_int64(rows), ctypes.c_int64(columns), ctypes.c_bool(rng.integers(2)))
+        sizes = (ctypes.c_int64(len(table)), ctypes.c_int64(p.entries), ctypes.c_bool(transposed))
+        answer = library.check_plan(ctypes.c_void_p(table.ctypes.data), *sizes, *tiles)
+        assert not answer, (answer, p, transposed, rows, columns)
+
+
+def test_choices_keep_within_their_bounds(library: ctypes.CDLL) -> None:
+    """Shared by all sizes: memory for slices, short types alone on tensor cores, no overflow."""
+    rng = np.random.default_rng(int(torch.randint(2**31, ()).item()))
+    found = (ctypes.c_int64 * 8)()
+    for _ in range(5000):
+        element = int(rng.integers(4))
+        ins, outs = (int(2 ** (rng.random() * 14)) for _ in range(2))
+        entries = int(ins * outs * rng.random())
+        area, pixels = int(rng.integers(1, 50)), int(2 ** (rng.random() * 40))
+        side = int(2 ** (rng.random() * 40))
+        sizes = (ins, outs, 100 + 3 * (ins + outs), entries, area, pixels, side)
+        library.choices(element, *map(ctypes.c_int64, sizes), found)
+        kernel, rows, words, grad_kernel, side_of_tile, slices, channel_slices, blocks = found
+        on_tensor_cores = kernel >= 3
+        assert on_tensor_cores <= (element >= 2 and side < 2**30)
+        assert (grad_kernel >= 2) == on_tensor_cores
+        assert rows in (4, 16, 32, 64)
+        assert side_of_tile in (16, 32, 64)
+        assert words > 0
+        assert 1 <= slices <= 1024
+        assert slices == 1 or slices * entries * area <= 2**24
+        assert slices == 1 or pixels // slices >= 256
+        assert channel_slices == 1 or channel_slices * outs <= 2**15
+        assert 1 <= blocks <= 528
+        assert blocks == 1 or blocks * entries <= 2**24
 
 
 # ---- bad input ----------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 // A tile of an image in shared memory, channels × pixels, for products of matrices: the channels are those of
 // a list, the pixels any. Its rows are pixels where channels are neighbours in memory (channels_last), else
-// channels; both have eight elements more than they hold, so that eight rows lie in different banks.
+// channels; both have sixteen bytes more than they hold, so that eight rows lie in different banks.
 //
-// Eight neighbours that are neighbours in memory too are copied by one asynchronous copy; others, one by one.
+// Sixteen bytes that are neighbours in memory too are copied by one asynchronous copy; others, one by one.
+// float takes part as TF32: a matrix instruction then sums over eight elements, not sixteen.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,12 +15,16 @@
 
 namespace groupconv::cuda {
 
-constexpr int row_padding = 8;
-constexpr int run_length = 8;  // elements of an asynchronous copy
+template <class T>
+constexpr int run_length = 16 / sizeof(T);  // elements of an asynchronous copy
+template <class T>
+constexpr int row_padding = run_length<T>;
+template <class T>
+constexpr int mma_summed = 32 / sizeof(T);  // what one matrix instruction sums over
 
 template <class T>
-struct alignas(16) EightElements {
-  T values[run_length];
+struct alignas(16) SixteenBytes {
+  T values[run_length<T>];
 };
 
 // The first source pixel of a written one: the tap's shift is added.
@@ -43,7 +48,7 @@ struct Shift {
 
 template <class T, int Channels, int Pixels>
 struct GatheredTile {
-  static constexpr int pixel_row = Channels + row_padding, channel_row = Pixels + row_padding;
+  static constexpr int pixel_row = Channels + row_padding<T>, channel_row = Pixels + row_padding<T>;
   static constexpr int elements =
       Pixels * pixel_row > Channels* channel_row ? Pixels * pixel_row : Channels * channel_row;
 };
@@ -55,15 +60,16 @@ __device__ bool exists(const Image<const T>& image, const Origin& origin, const 
 }
 
 __device__ inline bool is_aligned(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % sizeof(EightElements<uint16_t>) == 0;
+  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
 }
 
-// `list`: channels, of which `count` exist, with the marks of runs of eight of them (plan.h).
+// `list`: channels, of which `count` exist, with the lengths of their runs (plan.h).
 template <class T, int Channels, int Pixels>
 __device__ void gather(const GatherSource<T>& source, const int32_t* list, const int32_t* runs, int count,
                        const Origin* origins, const Shift& shift, T* to) {
   using Tile = GatheredTile<T, Channels, Pixels>;
-  constexpr int units = Channels * Pixels / run_length;
+  constexpr int run = run_length<T>;
+  constexpr int units = Channels * Pixels / run;
   const Image<const T>& image = source.image;
   const int64_t shifted = shift.row * image.stride_h + shift.col * image.stride_w;
   const auto element = [&](int c, int p) {
@@ -74,22 +80,22 @@ __device__ void gather(const GatherSource<T>& source, const int32_t* list, const
                : static_cast<T>(prepare(source.before, list[c], static_cast<float>(x)));
   };
   for (int unit = threadIdx.x; unit < units; unit += blockDim.x) {
-    int c, p;  // where the eight begin
+    int c, p;  // where the sixteen bytes begin
     T* destination;
     bool together;  // they are neighbours in memory, or none of them exists
     if (source.channels_last) {
-      c = unit % (Channels / run_length) * run_length;
-      p = unit / (Channels / run_length);
+      c = unit % (Channels / run) * run;
+      p = unit / (Channels / run);
       destination = to + p * Tile::pixel_row + c;
-      together = c >= count || (c + run_length <= count && runs[c]) || !exists(image, origins[p], shift);
+      together = c >= count || (c + run <= count && runs[c] >= run) || !exists(image, origins[p], shift);
     } else {
-      p = unit % (Pixels / run_length) * run_length;
-      c = unit / (Pixels / run_length);
+      p = unit % (Pixels / run) * run;
+      c = unit / (Pixels / run);
       destination = to + c * Tile::channel_row + p;
       const Origin& first = origins[p];
-      const Origin& last = origins[p + run_length - 1];
+      const Origin& last = origins[p + run - 1];
       const bool one_row = first.image == last.image && first.row == last.row &&
-                           last.col - first.col == run_length - 1 && image.stride_w == 1;
+                           last.col - first.col == run - 1 && image.stride_w == 1;
       const bool all_exist = exists(image, first, shift) && exists(image, last, shift);
       together = c >= count || (all_exist && (one_row || (source.flat && first.image == last.image)));
     }
@@ -100,26 +106,32 @@ __device__ void gather(const GatherSource<T>& source, const int32_t* list, const
       copy_16_async(destination, from, is_there);
       continue;
     }
-    EightElements<T> eight;
+    SixteenBytes<T> elements;
 #pragma unroll
-    for (int i = 0; i < run_length; ++i) {
-      eight.values[i] = source.channels_last ? element(c + i, p) : element(c, p + i);
+    for (int i = 0; i < run; ++i) {
+      elements.values[i] = source.channels_last ? element(c + i, p) : element(c, p + i);
     }
-    *reinterpret_cast<EightElements<T>*>(destination) = eight;
+    *reinterpret_cast<SixteenBytes<T>*>(destination) = elements;
   }
 }
 
-// A 16 × 16 part of a gathered tile as the left factor, rows `line` on of what is not summed over, from
-// `depth` on of what is. `by_depth`: the tile's rows are what is summed over.
+// A part of a gathered tile as the left factor: 16 lines from `line` on, and of what is summed over what one
+// instruction takes, from `depth` on. `by_depth`: the tile's rows are what is summed over.
 template <class T>
 __device__ void load_left(unsigned (&to)[4], const T* tile, int row_length, bool by_depth, int line,
                           int depth) {
   const int lane = threadIdx.x % 32;
-  const int near = lane % 8, second = lane / 8 % 2 * 8, fourth = lane / 16 * 8;
-  if (by_depth) {
-    load_matrices_transposed(to, tile + (depth + near + fourth) * row_length + line + second);
+  const int near = lane % 8, second = lane / 8 % 2, fourth = lane / 16;
+  if (!by_depth) {
+    load_matrices(to, tile + (line + near + second * 8) * row_length + depth + fourth * run_length<T>);
+  } else if constexpr (sizeof(T) == sizeof(uint16_t)) {
+    load_matrices_transposed(to, tile + (depth + near + fourth * 8) * row_length + line + second * 8);
   } else {
-    load_matrices(to, tile + (line + near + second) * row_length + depth + fourth);
+    const T* const own = tile + (depth + lane % 4) * row_length + line + lane / 4;
+    to[0] = bits_of(own[0]);
+    to[1] = bits_of(own[8]);
+    to[2] = bits_of(own[4 * row_length]);
+    to[3] = bits_of(own[4 * row_length + 8]);
   }
 }
 
@@ -128,11 +140,17 @@ template <class T>
 __device__ void load_right(unsigned (&to)[4], const T* tile, int row_length, bool by_depth, int line,
                            int depth) {
   const int lane = threadIdx.x % 32;
-  const int near = lane % 8, second = lane / 8 % 2 * 8, fourth = lane / 16 * 8;
-  if (by_depth) {
-    load_matrices_transposed(to, tile + (depth + near + second) * row_length + line + fourth);
+  const int near = lane % 8, second = lane / 8 % 2, fourth = lane / 16;
+  if (!by_depth) {
+    load_matrices(to, tile + (line + near + fourth * 8) * row_length + depth + second * run_length<T>);
+  } else if constexpr (sizeof(T) == sizeof(uint16_t)) {
+    load_matrices_transposed(to, tile + (depth + near + second * 8) * row_length + line + fourth * 8);
   } else {
-    load_matrices(to, tile + (line + near + fourth) * row_length + depth + second);
+    const T* const own = tile + (depth + lane % 4) * row_length + line + lane / 4;
+    to[0] = bits_of(own[0]);
+    to[1] = bits_of(own[4 * row_length]);
+    to[2] = bits_of(own[8]);
+    to[3] = bits_of(own[4 * row_length + 8]);
   }
 }
 

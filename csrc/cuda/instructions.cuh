@@ -67,4 +67,22 @@ __device__ inline void multiply(float (&sums)[4], const unsigned (&a)[4], unsign
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+__device__ inline unsigned bits_of(float x) { return __float_as_uint(x); }
+
+// The same over eight elements in TF32, to which the floats are rounded here: of a columns l % 4 and four on in
+// rows l / 4 and l / 4 + 8, of b rows l % 4 and four on in column l / 4.
+__device__ inline unsigned round_to_tf32(unsigned bits) {
+  unsigned rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+  return rounded;
+}
+__device__ inline void multiply(float (&sums)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, float) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(round_to_tf32(a[0])), "r"(round_to_tf32(a[1])), "r"(round_to_tf32(a[2])),
+        "r"(round_to_tf32(a[3])), "r"(round_to_tf32(b0)), "r"(round_to_tf32(b1)));
+}
+
 }  // namespace groupconv::cuda

@@ -17,6 +17,10 @@ namespace groupconv::cuda {
 
 enum class Element { f32, f64, f16, bf16 };
 
+// Whether products of float32 may be made in TF32 where that pays; false at first.
+void allow_tf32(bool allowed);
+bool on_tensor_cores(Element element);
+
 // The static runtime has a current device of its own beside the one of torch's runtime.
 cudaError_t use_device(int device);
 

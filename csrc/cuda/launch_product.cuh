@@ -38,7 +38,8 @@ cudaError_t launch_fma(ProductKernel kernel, const ProductProblem& problem, cons
   };
   switch (kernel) {
     case ProductKernel::pixels: {
-      const int64_t blocks = blocks_for(a.dest.channels, pixel_tiles(product_threads));
+      const int64_t strips = (product_strips(a) + product_threads - 1) / product_threads;
+      const int64_t blocks = blocks_for(a.dest.channels * a.phases(), strips);
       return launch(fma_pixels<T>, blocks, product_threads, 0, stream, a, plan);
     }
     case ProductKernel::narrow: {
@@ -75,12 +76,12 @@ cudaError_t launch_mma(const ProductProblem& problem, const Plan& plan, cudaStre
   // H100 room for two blocks.
   constexpr int64_t most_bytes = 64 << 10;
   const int64_t depth = 2 * std::max<int64_t>(problem.partition.entries / rows, Tile::rows);
-  const int64_t most_chunks = most_bytes / (2 * Tile::weight_chunk);
+  const int64_t most_chunks = most_bytes / static_cast<int64_t>(sizeof(T) * Tile::template weight_chunk<T>);
   const int64_t weight_chunks = std::clamp<int64_t>(
-      std::min(most_chunks, a.area()) * ((depth + mma_depth - 1) / mma_depth), mma_stages, most_chunks);
+      std::min(most_chunks, a.area()) * ((depth + mma_depth<T> - 1) / mma_depth<T>), mma_stages, most_chunks);
   const int64_t blocks =
       blocks_for(plan.max_tiles, a.phases() * ((pixel_tiles + strip_tiles - 1) / strip_tiles));
-  return launch(mma_tiles<T, Tile>, blocks, mma_threads, mma_shared_bytes<Tile>(weight_chunks), stream, a,
+  return launch(mma_tiles<T, Tile>, blocks, mma_threads, mma_shared_bytes<T, Tile>(weight_chunks), stream, a,
                 plan, static_cast<int>(strip_tiles), static_cast<int>(weight_chunks),
                 visits_flat_rows(problem));
 }
@@ -89,7 +90,7 @@ cudaError_t launch_mma(const ProductProblem& problem, const Plan& plan, cudaStre
   template <>                                                                                          \
   cudaError_t launch_product<T>(ProductKernel kernel, const ProductProblem& problem, const Plan& plan, \
                                 cudaStream_t stream) {                                                 \
-    if constexpr (sizeof(T) == sizeof(uint16_t)) {                                                     \
+    if constexpr (sizeof(T) <= sizeof(float)) {                                                        \
       if (kernel == ProductKernel::mma_wide) return launch_mma<T, WideMmaTile>(problem, plan, stream); \
       if (kernel == ProductKernel::mma_slim) return launch_mma<T, SlimMmaTile>(problem, plan, stream); \
     }                                                                                                  \

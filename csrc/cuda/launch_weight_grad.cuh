@@ -34,12 +34,12 @@ cudaError_t launch_weight_grad_mma(const WeightGradArguments<T>& a, const Window
 template <class T>
 cudaError_t launch_slices(WeightGradKernel kernel, const WeightGradArguments<T>& a, const Window& window,
                           const Plan& plan, cudaStream_t stream) {
-  if constexpr (sizeof(T) == sizeof(uint16_t)) {
+  if constexpr (sizeof(T) <= sizeof(float)) {
     if (kernel == WeightGradKernel::mma_wide) {
-      return launch_weight_grad_mma<T, WideWeightTile>(a, window, plan, stream);
+      return launch_weight_grad_mma<T, WideWeightTile<T>>(a, window, plan, stream);
     }
     if (kernel == WeightGradKernel::mma_slim) {
-      return launch_weight_grad_mma<T, SlimWeightTile>(a, window, plan, stream);
+      return launch_weight_grad_mma<T, SlimWeightTile<T>>(a, window, plan, stream);
     }
   }
   if (kernel == WeightGradKernel::tiles) {

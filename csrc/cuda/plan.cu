@@ -13,6 +13,7 @@ namespace groupconv::cuda {
 namespace {
 
 constexpr int plan_threads = 256;
+constexpr int longest_run = 8;
 
 // Replaces each thread's value by the sum over the threads before it; returns the sum over all.
 __device__ int64_t exclusive_sum(int64_t& value, int64_t* shared) {
@@ -75,12 +76,12 @@ __device__ bool all_in_range(const int32_t* list, int64_t count, int64_t channel
   return sound;
 }
 
-// Marks the items that begin a run of eight neighbouring channels.
+// How long the run of neighbouring channels is that begins at an item.
 __device__ void mark_runs(int32_t* runs, const int32_t* list, int64_t items) {
   for (int64_t i = threadIdx.x; i < items; i += plan_threads) {
-    bool is_run = i + 8 <= items;
-    for (int next = 1; is_run && next < 8; ++next) is_run = list[i + next] == list[i] + next;
-    runs[i] = is_run;
+    int length = 1;
+    while (length < longest_run && i + length < items && list[i + length] == list[i] + length) ++length;
+    runs[i] = length;
   }
 }
 

@@ -57,7 +57,7 @@ struct Plan {
   int32_t* source_list;     // and on the side that is read
   int32_t* row_groups;      // the group of every item of row_list
   int32_t* source_groups;   // and of source_list
-  int32_t* source_runs;     // 1 where eight items begin that are neighbouring channels, ascending
+  int32_t* source_runs;     // how many items from each on are neighbouring channels, up to eight
   int32_t* row_runs;        // the same of row_list
   int32_t* rows;            // the channel of every row
   int32_t* reader_first;    // [rows] into readers

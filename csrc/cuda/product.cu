@@ -1,10 +1,19 @@
 // The entry point of the convolution and its input gradient: makes the plan, then hands over to the type.
 #include <algorithm>
+#include <atomic>
 
 #include "cuda/launch.cuh"
 #include "cuda/launch_product.cuh"
 
 namespace groupconv::cuda {
+
+namespace {
+std::atomic<bool> tf32_allowed = false;
+}
+void allow_tf32(bool allowed) { tf32_allowed = allowed; }
+bool on_tensor_cores(Element element) {
+  return element == Element::f16 || element == Element::bf16 || (element == Element::f32 && tf32_allowed);
+}
 
 cudaError_t use_device(int device) { return cudaSetDevice(device); }
 
@@ -14,9 +23,8 @@ ProductChoice choose_product(Element element, const PlanProblem& partition, int6
   // The average number of sources of a row. A guess at how wide the groups are, good enough to choose a
   // kernel by: the groups are on the device, and every kernel gives the same result.
   const int64_t depth = partition.entries / rows;
-  const bool is_short = element == Element::f16 || element == Element::bf16;
   ProductKernel kernel;
-  if (is_short && depth >= 4 && longest_side < -nowhere) {
+  if (on_tensor_cores(element) && depth >= 4 && longest_side < -nowhere) {
     kernel = depth <= 16 ? ProductKernel::mma_slim : ProductKernel::mma_wide;
     cut.tile_rows = depth <= 16 ? SlimMmaTile::rows : WideMmaTile::rows;
     cut.packs_groups = true;

@@ -107,13 +107,13 @@ __device__ inline int64_t weight_of(const Plan& plan, const WeightLayout& layout
   return -1;
 }
 
-// One pixel of one row, from products that exist and from no others: where a padded pixel or a source of
-// another group meets an infinite factor, a tile's zeros would make a NaN of it.
-template <class T>
-__device__ Sum<T> sum_of_products(const ProductArguments<T>& a, const Plan& plan, const Row& row,
-                                  const Phase& phase, const Place& place) {
-  Sum<T> sum = 0;
-  const int64_t area = a.area();
+// Pixels below each other of one row: `Count` positions of the phase from `place` on, of which `there` exist.
+// Only products that exist are added up: where a padded pixel or a source of another group meets an infinite
+// factor, a tile's zeros would make a NaN of it.
+template <int Count, class T>
+__device__ void add_products(const ProductArguments<T>& a, const Plan& plan, const Row& row,
+                             const Phase& phase, const Place& place, int there, Sum<T> (&sums)[Count]) {
+  const int64_t area = a.area(), step = a.vertical.origin(1);
   for (int32_t reader = row.first; reader < row.last; ++reader) {
     const int32_t item = plan.readers[reader];
     const int group = plan.row_groups[item];
@@ -121,7 +121,6 @@ __device__ Sum<T> sum_of_products(const ProductArguments<T>& a, const Plan& plan
     for (int64_t tap_h = 0; tap_h < a.vertical.kernel; ++tap_h) {
       if (!a.vertical.tap_meets(phase.row, tap_h)) continue;
       const int64_t h = place.source_row + a.vertical.tap_shift(phase.row, tap_h);
-      if (!a.vertical.has_source(h)) continue;
       for (int64_t tap_w = 0; tap_w < a.horizontal.kernel; ++tap_w) {
         if (!a.horizontal.tap_meets(phase.col, tap_w)) continue;
         const int64_t w = place.source_col + a.horizontal.tap_shift(phase.col, tap_w);
@@ -130,14 +129,28 @@ __device__ Sum<T> sum_of_products(const ProductArguments<T>& a, const Plan& plan
         const T* weights = a.weight + tap_h * a.horizontal.kernel + tap_w;
         for (int32_t s = plan.source_offsets[group]; s < plan.source_offsets[group + 1]; ++s) {
           const int32_t channel = plan.source_list[s];
-          const auto x = static_cast<Sum<T>>(pixel[channel * a.source.stride_c]);
-          const T weight = weights[(first + skipped_weights(plan, a.layout, group, s)) * area];
-          sum += static_cast<Sum<T>>(weight) * prepare(a.before, channel, x);
+          const T* from = pixel + channel * a.source.stride_c;
+          const auto weight =
+              static_cast<Sum<T>>(weights[(first + skipped_weights(plan, a.layout, group, s)) * area]);
+#pragma unroll
+          for (int i = 0; i < Count; ++i) {
+            if (i >= there || !a.vertical.has_source(h + i * step)) continue;
+            const auto x = static_cast<Sum<T>>(from[i * step * a.source.stride_h]);
+            sums[i] += weight * prepare(a.before, channel, x);
+          }
         }
       }
     }
   }
-  return sum;
+}
+
+// One pixel of one row.
+template <class T>
+__device__ Sum<T> sum_of_products(const ProductArguments<T>& a, const Plan& plan, const Row& row,
+                                  const Phase& phase, const Place& place) {
+  Sum<T> sums[1] = {};
+  add_products(a, plan, row, phase, place, 1, sums);
+  return sums[0];
 }
 
 template <class T>

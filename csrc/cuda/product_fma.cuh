@@ -8,8 +8,9 @@
 //   wide    32 × 64 × 16            4 × 2        4 KiB pixels + 2 KiB weights
 //   narrow  4 × 256 × 8             4 × 1        8 KiB pixels + 128 B weights
 //
-// fma_pixels: a thread sums up one pixel of one channel straight from memory. For groups of a few channels,
-// depthwise above all, whose pixels are read by a handful of threads each, neighbours in one block.
+// fma_pixels: a thread sums up four pixels of one channel, below each other, straight from memory. For groups
+// of a few channels, depthwise above all, whose pixels are read by a handful of threads each, neighbours in
+// one block. Weights and where they lie are looked up once for the four.
 //
 // A permutation is part of an address: the channel lists are read where pixels are gathered and stored.
 #pragma once
@@ -33,6 +34,15 @@ struct FmaTile {
 };
 using WideTile = FmaTile<32, 64, 16, 4, 2>;
 using NarrowTile = FmaTile<4, 256, 8, 4, 1>;  // for groups of up to about eight rows
+
+constexpr int strip_pixels = 4;
+
+// Of the largest phase, all images.
+template <class T>
+__host__ __device__ int64_t product_strips(const ProductArguments<T>& a) {
+  return a.dest.batch * ((a.vertical.positions(0) + strip_pixels - 1) / strip_pixels) *
+         a.horizontal.positions(0);
+}
 
 // The first source pixel of a place; `inside` is false behind the last pixel.
 struct Corner {
@@ -155,19 +165,32 @@ __global__ void __launch_bounds__(product_threads, 2) fma_pixels(ProductArgument
   }
   // Neighbouring threads write neighbouring memory.
   const bool across = a.dest.stride_c == 1;
-  const int64_t positions = a.positions(), items = positions * channels * a.phases();
+  const int64_t strips = product_strips(a), items = strips * channels * a.phases();
   const int64_t step = static_cast<int64_t>(gridDim.x) * product_threads;
   int64_t i = static_cast<int64_t>(blockIdx.x) * product_threads + threadIdx.x;
   for (; i < items; i += step) {
-    const int64_t line = across ? i / channels : i / positions;
+    const int64_t line = across ? i / channels : i / strips;
     const int64_t row = across ? i % channels : line % channels;
-    const int64_t index = across ? line % positions : i % positions;
-    const int64_t phase_index = line / (across ? positions : channels);
+    const int64_t strip = across ? line % strips : i % strips;
+    const int64_t phase_index = line / (across ? strips : channels);
     const Phase phase{phase_index / a.horizontal.phases(), phase_index % a.horizontal.phases()};
+    const int64_t rows = a.vertical.positions(phase.row), cols = a.horizontal.positions(phase.col);
+    const int64_t strips_down = (rows + strip_pixels - 1) / strip_pixels;
+    if (strip >= a.dest.batch * strips_down * cols) continue;
+    const int64_t strip_line = strip / cols, first = strip_line % strips_down * strip_pixels;
     Place place;
+    const int64_t index = (strip_line / strips_down * rows + first) * cols + strip % cols;
     if (!find_place(a, phase, index, place)) continue;
+    const int there = static_cast<int>(rows - first < strip_pixels ? rows - first : strip_pixels);
     const Row found = row_of(plan, a.layout, row);
-    store(a, place, found.channel, sum_of_products(a, plan, found, phase, place));
+    Sum<T> sums[strip_pixels] = {};
+    add_products(a, plan, found, phase, place, there, sums);
+#pragma unroll
+    for (int p = 0; p < strip_pixels; ++p) {
+      if (p >= there) continue;
+      store(a, place, found.channel, sums[p]);
+      place.row = a.vertical.pixel(phase.row, first + p + 1);
+    }
   }
 }
 

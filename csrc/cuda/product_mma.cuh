@@ -1,4 +1,4 @@
-// The convolution and its input gradient on tensor cores, for float16 and bfloat16: the product of
+// The convolution and its input gradient on tensor cores, in float16, bfloat16 and TF32: the product of
 // product.cuh with pixels on the 16 lines of a matrix instruction and rows on its 8.
 //
 // A block makes a tile of rows × a strip of pixels. The weights of its rows, all taps, stay in shared memory
@@ -22,7 +22,9 @@
 namespace groupconv::cuda {
 
 constexpr int mma_threads = 256;
-constexpr int mma_pixels = 128, mma_depth = 32, mma_stages = 3;
+constexpr int mma_pixels = 128, mma_stages = 3;
+template <class T>
+constexpr int mma_depth = 64 / sizeof(T);
 
 template <int Rows, int WarpsAlongPixels>
 struct MmaTile {
@@ -31,18 +33,22 @@ struct MmaTile {
   static constexpr int warps_along_rows = mma_threads / 32 / WarpsAlongPixels;
   static constexpr int lines = mma_pixels / warps_along_pixels / 16;  // 16 × 8 parts of a warp
   static constexpr int columns = rows / warps_along_rows / 8;
-  static constexpr int weight_row = mma_depth + row_padding;
-  static constexpr int weight_chunk = rows * weight_row;
+  template <class T>
+  static constexpr int weight_row = mma_depth<T> + row_padding<T>;
+  template <class T>
+  static constexpr int weight_chunk = rows * weight_row<T>;
   static_assert(columns % 2 == 0);
 };
 using WideMmaTile = MmaTile<64, 4>;
 using SlimMmaTile = MmaTile<16, 8>;
 
-using PixelStage = GatheredTile<uint16_t, mma_depth, mma_pixels>;
+template <class T>
+using PixelStage = GatheredTile<T, mma_depth<T>, mma_pixels>;
 
-template <class Tile>
+template <class T, class Tile>
 constexpr int64_t mma_shared_bytes(int64_t weight_chunks) {
-  return 2 * (mma_stages * PixelStage::elements + weight_chunks * Tile::weight_chunk);
+  constexpr int64_t chunk = Tile::template weight_chunk<T>;
+  return sizeof(T) * (mma_stages * PixelStage<T>::elements + weight_chunks * chunk);
 }
 
 // The taps of an axis that meet a phase are equally far apart.
@@ -59,6 +65,7 @@ struct Taps {
 };
 
 // What a strip's steps have in common: a step is one chunk of sources under one tap, for one tile of pixels.
+template <int Depth>
 struct StripSteps {
   Taps down, across;
   SourceRange sources;
@@ -69,7 +76,7 @@ struct StripSteps {
   __device__ StripSteps(const ProductArguments<T>& a, const Phase& phase, const SourceRange& range)
       : down(a.vertical, phase.row), across(a.horizontal, phase.col), sources(range) {
     const int count = range.last > range.first ? range.last - range.first : 0;
-    chunks_of_sources = (count + mma_depth - 1) / mma_depth;
+    chunks_of_sources = (count + Depth - 1) / Depth;
     chunks = static_cast<int>(down.count * across.count) * chunks_of_sources;
     empty = chunks == 0;
     if (empty) chunks = chunks_of_sources = 1;
@@ -78,13 +85,11 @@ struct StripSteps {
   __device__ int64_t tap_w(int chunk) const {
     return across.first + meeting(chunk) % columns() * across.step;
   }
-  __device__ int first_source(int chunk) const {
-    return sources.first + chunk % chunks_of_sources * mma_depth;
-  }
+  __device__ int first_source(int chunk) const { return sources.first + chunk % chunks_of_sources * Depth; }
   __device__ int source_count(int chunk) const {
     if (empty) return 0;
     const int left = sources.last - first_source(chunk);
-    return left < mma_depth ? left : mma_depth;
+    return left < Depth ? left : Depth;
   }
 
  private:
@@ -93,19 +98,20 @@ struct StripSteps {
 };
 
 template <class T, class Tile>
-__device__ void load_weights(const ProductArguments<T>& a, const Plan& plan, const StripSteps& steps,
-                             int chunk, const Row* rows, int64_t row_count, T* to) {
+__device__ void load_weights(const ProductArguments<T>& a, const Plan& plan,
+                             const StripSteps<mma_depth<T>>& steps, int chunk, const Row* rows,
+                             int64_t row_count, T* to) {
   const int64_t area = a.area(), tap = steps.tap_h(chunk) * a.horizontal.kernel + steps.tap_w(chunk);
   const int first = steps.first_source(chunk), count = steps.source_count(chunk);
-  for (int i = threadIdx.x; i < Tile::rows * mma_depth; i += mma_threads) {
-    const int d = i % mma_depth, line = i / mma_depth;
+  for (int i = threadIdx.x; i < Tile::rows * mma_depth<T>; i += mma_threads) {
+    const int d = i % mma_depth<T>, line = i / mma_depth<T>;
     const int64_t at = line < row_count && d < count ? weight_of(plan, a.layout, rows[line], first + d) : -1;
-    to[line * Tile::weight_row + d] = at < 0 ? T(0.0f) : a.weight[at * area + tap];
+    to[line * Tile::template weight_row<T> + d] = at < 0 ? T(0.0f) : a.weight[at * area + tap];
   }
 }
 
 template <class T>
-struct alignas(4) TwoElements {
+struct alignas(2 * sizeof(T)) TwoElements {
   T values[2];
 };
 
@@ -140,10 +146,11 @@ __global__ void __launch_bounds__(mma_threads, 2)
     fill_with_nan(a.dest.data, a.dest.batch * a.dest.channels * a.dest.height * a.dest.width);
     return;
   }
+  constexpr int weight_chunk = Tile::template weight_chunk<T>;
   T* const stages = reinterpret_cast<T*>(dynamic_shared());
-  T* const weights = stages + mma_stages * PixelStage::elements;
+  T* const weights = stages + mma_stages * PixelStage<T>::elements;
   const GatherSource<T> source{a.source, a.before, a.source.stride_c == 1, flat};
-  const int row_length = source.channels_last ? PixelStage::pixel_row : PixelStage::channel_row;
+  const int row_length = source.channels_last ? PixelStage<T>::pixel_row : PixelStage<T>::channel_row;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int first_line = warp % Tile::warps_along_pixels * Tile::lines * 16;
   const int first_column = warp / Tile::warps_along_pixels * Tile::columns * 8;
@@ -161,11 +168,11 @@ __global__ void __launch_bounds__(mma_threads, 2)
     for (int r = thread; r < tile.rows; r += mma_threads) {
       rows[r] = row_of(plan, a.layout, tile.first_row + r);
     }
-    const StripSteps steps(a, tile.phase, sources_of(plan, rows, tile.rows, range));
+    const StripSteps<mma_depth<T>> steps(a, tile.phase, sources_of(plan, rows, tile.rows, range));
     const bool resident = steps.chunks <= weight_chunks;
     if (resident) {
       for (int chunk = 0; chunk < steps.chunks; ++chunk) {
-        load_weights<T, Tile>(a, plan, steps, chunk, rows, tile.rows, weights + chunk * Tile::weight_chunk);
+        load_weights<T, Tile>(a, plan, steps, chunk, rows, tile.rows, weights + chunk * weight_chunk);
       }
     }
 
@@ -190,12 +197,12 @@ __global__ void __launch_bounds__(mma_threads, 2)
       const int first = steps.first_source(chunk);
       const Shift shift{static_cast<int32_t>(a.vertical.tap_shift(tile.phase.row, steps.tap_h(chunk))),
                         static_cast<int32_t>(a.horizontal.tap_shift(tile.phase.col, steps.tap_w(chunk)))};
-      gather<T, mma_depth, mma_pixels>(source, plan.source_list + first, plan.source_runs + first,
-                                       steps.source_count(chunk), from, shift,
-                                       stages + step % mma_stages * PixelStage::elements);
+      gather<T, mma_depth<T>, mma_pixels>(source, plan.source_list + first, plan.source_runs + first,
+                                          steps.source_count(chunk), from, shift,
+                                          stages + step % mma_stages * PixelStage<T>::elements);
       if (!resident) {
         load_weights<T, Tile>(a, plan, steps, chunk, rows, tile.rows,
-                              weights + step % mma_stages * Tile::weight_chunk);
+                              weights + step % mma_stages * weight_chunk);
       }
     };
 
@@ -211,10 +218,10 @@ __global__ void __launch_bounds__(mma_threads, 2)
       commit_copies();
 
       const int chunk = step % steps.chunks;
-      const T* const pixel_tile = stages + step % mma_stages * PixelStage::elements;
-      const T* const weight_tile = weights + (resident ? chunk : step % mma_stages) * Tile::weight_chunk;
+      const T* const pixel_tile = stages + step % mma_stages * PixelStage<T>::elements;
+      const T* const weight_tile = weights + (resident ? chunk : step % mma_stages) * weight_chunk;
 #pragma unroll
-      for (int depth = 0; depth < mma_depth; depth += 16) {
+      for (int depth = 0; depth < mma_depth<T>; depth += mma_summed<T>) {
         unsigned left[Tile::lines][4];
 #pragma unroll
         for (int i = 0; i < Tile::lines; ++i) {
@@ -223,7 +230,7 @@ __global__ void __launch_bounds__(mma_threads, 2)
 #pragma unroll
         for (int j = 0; j < Tile::columns; j += 2) {
           unsigned right[4];
-          load_right(right, weight_tile, Tile::weight_row, false, first_column + j * 8, depth);
+          load_right(right, weight_tile, Tile::template weight_row<T>, false, first_column + j * 8, depth);
 #pragma unroll
           for (int i = 0; i < Tile::lines; ++i) {
             multiply(sums[i][j], left[i], right[0], right[1], T());

@@ -11,12 +11,11 @@ WeightGradChoice choose_weight_grad(Element element, const PlanProblem& partitio
   PlanProblem cut = partition;
   const int64_t rows = std::max<int64_t>(partition.row_channels(), 1);
   const int64_t depth = partition.entries / rows;  // inputs of an output, on average
-  const bool is_short = element == Element::f16 || element == Element::bf16;
   WeightGradKernel kernel;
   int64_t side = weight_tile_side, rate = 1;  // entries of the tile that are made at once, on average
-  if (is_short && depth >= 4 && longest_side < -nowhere) {
+  if (on_tensor_cores(element) && depth >= 4 && longest_side < -nowhere) {
     kernel = depth <= 16 ? WeightGradKernel::mma_slim : WeightGradKernel::mma_wide;
-    side = depth <= 16 ? SlimWeightTile::side : WideWeightTile::side;
+    side = depth <= 16 ? slim_weight_side : wide_weight_side;
     cut.packs_groups = true;
     rate = side * std::min(side, depth);
   } else if (depth <= 8) {

@@ -1,4 +1,4 @@
-// The weight gradient on tensor cores, for float16 and bfloat16: outputs on the 16 lines of a matrix
+// The weight gradient on tensor cores, in float16, bfloat16 and TF32: outputs on the 16 lines of a matrix
 // instruction, inputs on its 8, and pixels are what is summed over. See weight_grad_fma.cuh for the slices.
 //
 // A block makes a tile of outputs × inputs of one slot for one tap and slice. Both images flow through a ring
@@ -23,22 +23,25 @@ constexpr int weight_mma_stages = 3;
 constexpr int located_pixels = 256;  // at once
 
 // WarpsDown × WarpsAcross warps share the tile; those that are left share the pixels of a step.
-template <int Side, int Pixels, int WarpsDown, int WarpsAcross>
+template <class T, int Side, int PixelBytes, int WarpsDown, int WarpsAcross>
 struct WeightMmaTile {
-  static constexpr int side = Side, pixels = Pixels;
+  static constexpr int side = Side, pixels = PixelBytes / sizeof(T);
   static constexpr int warps_down = WarpsDown, warps_across = WarpsAcross;
   static constexpr int parts = weight_mma_warps / (WarpsDown * WarpsAcross);
   static constexpr int lines = side / warps_down / 16, columns = side / warps_across / 8;
   static constexpr int depth = pixels / parts;  // a warp's pixels of a step
   static constexpr int steps_located = located_pixels / pixels;
-  using Half = GatheredTile<uint16_t, Side, Pixels>;
-  static constexpr int64_t stage_bytes = 2 * weight_mma_stages * 2 * Half::elements;
+  using Half = GatheredTile<T, Side, pixels>;
+  static constexpr int64_t stage_bytes = sizeof(T) * weight_mma_stages * 2 * Half::elements;
   static constexpr int64_t sum_bytes = parts > 1 ? 4 * parts * Side * Side : 0;
   static constexpr int64_t shared_bytes = stage_bytes > sum_bytes ? stage_bytes : sum_bytes;
-  static_assert(columns % 2 == 0 && depth % 16 == 0 && lines >= 1);
+  static_assert(columns % 2 == 0 && depth % mma_summed<T> == 0 && lines >= 1);
 };
-using WideWeightTile = WeightMmaTile<64, 32, 4, 2>;
-using SlimWeightTile = WeightMmaTile<16, 128, 1, 1>;
+constexpr int wide_weight_side = 64, slim_weight_side = 16;
+template <class T>
+using WideWeightTile = WeightMmaTile<T, wide_weight_side, 64, 4, 2>;
+template <class T>
+using SlimWeightTile = WeightMmaTile<T, slim_weight_side, 256, 1, 1>;
 
 template <class T>
 __device__ void store_weight(const WeightGradArguments<T>& a, const Plan& plan, const WeightTile& tile,
@@ -125,7 +128,7 @@ __global__ void __launch_bounds__(weight_mma_threads, 2)
       commit_copies();
       const T* const stage = stages + step % weight_mma_stages * 2 * half;
 #pragma unroll
-      for (int depth = 0; depth < Tile::depth; depth += 16) {
+      for (int depth = 0; depth < Tile::depth; depth += mma_summed<T>) {
         const int pixel = part * Tile::depth + depth;
         unsigned left[Tile::lines][4];
 #pragma unroll

@@ -200,6 +200,8 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
                                           pad_left, pad_right, dilation_h, dilation_w));
 }
 
+void allow_tf32(bool allowed) { cuda::allow_tf32(allowed); }
+
 }  // namespace
 }  // namespace groupconv::ops::on_cuda
 
@@ -207,4 +209,8 @@ STABLE_TORCH_LIBRARY_IMPL(groupconv, GROUPCONV_CUDA_KEY, m) {
   m.impl("conv2d", TORCH_BOX(&groupconv::ops::on_cuda::conv2d));
   m.impl("conv2d_input_grad", TORCH_BOX(&groupconv::ops::on_cuda::conv2d_input_grad));
   m.impl("conv2d_weight_grad", TORCH_BOX(&groupconv::ops::on_cuda::conv2d_weight_grad));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(groupconv, CompositeExplicitAutograd, m) {
+  m.impl("allow_tf32", TORCH_BOX(&groupconv::ops::on_cuda::allow_tf32));
 }

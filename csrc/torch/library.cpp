@@ -96,6 +96,8 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
       "prologue_conv2d_weight_grad(Tensor grad, Tensor input, Tensor? scale, Tensor? shift, bool relu, "
       "Tensor table, int entries, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_top, "
       "int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w) -> Tensor");
+  // Whether the CUDA kernels may multiply float32 in TF32; not, at first. Without CUDA it has no effect
+  m.def("allow_tf32(bool allowed) -> ()");
   // GFLOP/s of independent float32 multiply-adds on one thread
   m.def("fma_peak(float seconds) -> float");
 }

@@ -19,16 +19,6 @@ _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
 _OLDEST_GPU = (8, 0)
 
 
-def _built_with_cuda() -> bool:
-    if _ops.unavailable is not None:
-        return False
-    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key("groupconv::conv2d", "CUDA")
-    return found
-
-
-_HAS_CUDA = _built_with_cuda()
-
-
 def _why_not(call: Call) -> str | None:
     if _ops.unavailable is not None:
         return f"is missing: {_ops.unavailable}"
@@ -41,7 +31,7 @@ def _why_not(call: Call) -> str | None:
         return None
     if device != "cuda":
         return f"has no kernels for {device} devices"
-    if not _HAS_CUDA:
+    if not _ops.has_cuda_kernels:
         return "was built without CUDA (nvcc was not found, or GROUPCONV_CUDA=OFF)"
     if dtype not in _CUDA_DTYPES:
         return f"has no {dtype} kernels for CUDA"

@@ -33,7 +33,7 @@ def build(folder: Path) -> Path:
     sanitized = "libasan" in os.environ.get("LD_PRELOAD", "")
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if sanitized else []
     sources = [*CSRC.glob("cuda/*.cu"), *CSRC.glob("torch/cuda_*.cpp"), *CSRC.glob("core/*.cpp")]
-    sources += [CSRC / "torch" / "library.cpp", HERE / "device.cpp"]
+    sources += [CSRC / "torch" / "library.cpp", *HERE.glob("*.cpp")]
     sources.remove(CSRC / "torch" / "cuda_device.cpp")
     made_of = hashlib.sha256(" ".join([COMPILER, *flags, *sanitizers]).encode())
     for path in sorted([*CSRC.rglob("*.*"), *HERE.glob("*.*")]):

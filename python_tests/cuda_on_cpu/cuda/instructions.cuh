@@ -71,4 +71,35 @@ void multiply(float (&sums)[4], const unsigned (&a)[4], unsigned b0, unsigned b1
   }
 }
 
+inline unsigned bits_of(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// To the nearest of eleven significant bits, halves away from zero.
+inline float round_to_tf32(unsigned bits) {
+  const unsigned rounded = (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;
+  float value;
+  std::memcpy(&value, &rounded, sizeof value);
+  return value;
+}
+
+inline void multiply(float (&sums)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, float) {
+  struct Fragments {
+    float a[4], b[2];
+  } mine;
+  for (int i = 0; i < 4; ++i) mine.a[i] = round_to_tf32(a[i]);
+  mine.b[0] = round_to_tf32(b0);
+  mine.b[1] = round_to_tf32(b1);
+  const unsigned lane = threadIdx.x % 32;
+  const auto all = cuda_on_cpu::bring(mine);
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (unsigned k = 0; k < 8; ++k) {
+      sums[i] += all[row % 8 * 4 + k % 4].a[k / 4 * 2 + row / 8] * all[column * 4 + k % 4].b[k / 4];
+    }
+  }
+}
+
 }  // namespace groupconv::cuda

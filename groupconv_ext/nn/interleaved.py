@@ -326,8 +326,12 @@ class IGCV3Block(nn.Module):
         """Apply the block to ``x``."""
         y: torch.Tensor = self.expand_norm(self.expand(x))
         y = self.activation(self.depthwise_norm(self.depthwise(y)))
-        y = self.project_norm(self.project(y))
-        return x + y if self.skip else y
+        if self.skip and isinstance(self.project_norm, nn.Identity):  # folded
+            y = self.project(y, residual=x)
+        else:
+            y = self.project_norm(self.project(y))
+            y = x + y if self.skip else y
+        return y
 
 
 # ---- the conditions ----------------------------------------------------------------------------

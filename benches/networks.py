@@ -356,6 +356,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compiled forms too; takes minutes")
     parser.add_argument("--engines", action="store_true", help="ONNX Runtime and OpenVINO too")
     parser.add_argument("--seconds", type=float, default=10.0, help="for a network")
+    parser.add_argument("--resume", action="store_true", help="only what --out does not have yet")
     parser.add_argument("--out", type=Path, default=Path("build/networks"))
     return parser.parse_args()
 
@@ -373,6 +374,9 @@ def main() -> None:
     if chosen.device == "cuda":
         conditions["gpu"] = torch.cuda.get_device_name()
     rows = earlier(chosen.out)
+    if chosen.resume:
+        done = {(row.network, row.direction) for row in rows}
+        names = [name for name in names if (name, direction) not in done]
     for name in names:
         rows = [row for row in rows if (row.network, row.direction) != (name, direction)]
         rows += measure(name, direction, chosen, plan)

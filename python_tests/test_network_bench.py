@@ -103,6 +103,10 @@ def test_a_run_leaves_its_tables_and_another_adds_to_them(
         for name in ("tiny", "other", "tiny"):
             monkeypatch.setattr(sys, "argv", [*command, "--only", name])
             networks.main()
+        measured = (tmp_path / "networks.json").read_text()
+        monkeypatch.setattr(sys, "argv", [*command, "--resume"])
+        networks.main()
+        assert (tmp_path / "networks.json").read_text() == measured
     finally:
         torch.set_num_threads(threads)
     found = json.loads((tmp_path / "networks.json").read_text())

@@ -32,8 +32,9 @@ def draw(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _draw(ax: Any, rows: list[dict[str, Any]], direction: str) -> None:
-    ours = "ours, folded" if direction == "forward" else "ours"
-    for form in (ours, "plain", "unpermuted", "standard"):
+    suffix = ", folded" if direction == "forward" else ""
+    ours = f"ours{suffix}"
+    for form in (ours, f"plain{suffix}", "unpermuted", "standard"):
         of = [row for row in rows if row["form"] == form]
         colour, marker = STYLES[form]
         ax.plot(
@@ -44,23 +45,37 @@ def _draw(ax: Any, rows: list[dict[str, Any]], direction: str) -> None:
             markerfacecolor="none" if form in HOLLOW else colour,
             label=form,
         )
-    points = [row for row in rows if row["form"] == ours]
-    for row in points:
+    points = sorted(
+        (row["multiply_adds"] / 1e6, row["milliseconds"], row["network"])
+        for row in rows
+        if row["form"] == ours
+    )
+    for at, (work, time, name) in enumerate(points):
+        above = at % 2 == 1  # neighbours would write over each other
         ax.annotate(
-            row["network"],
-            (row["multiply_adds"] / 1e6, row["milliseconds"]),
-            xytext=(6, -9),
+            name,
+            (work, time),
+            xytext=(-6 if above else 6, 7 if above else -10),
             textcoords="offset points",
+            ha="right" if above else "left",
             fontsize=7,
             color=STYLES[ours][0],
         )
     ax.set_xscale("log")
     ax.set_yscale("log")
     low, high = ax.get_xlim()
-    rate = sorted(row["multiply_adds"] / 1e6 / row["milliseconds"] for row in points)
-    middle = rate[len(rate) // 2]
+    rates = sorted(work / time for work, time, _ in points)
+    middle = rates[len(rates) // 2]
     ax.plot([low, high], [low / middle, high / middle], color=STYLES[ours][0], lw=0.8, ls="--")
-    ax.text(low, low / middle, f" {2 * middle:.0f} GFLOP/s", fontsize=7, color=STYLES[ours][0])
+    ax.annotate(
+        f"{2 * middle:.0f} GFLOP/s",
+        (high, high / middle),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7,
+        color=STYLES[ours][0],
+    )
     ax.set_xlim(low, high)
     ax.set_xlabel("million multiply-adds")
     ax.set_ylabel("milliseconds")

@@ -292,13 +292,18 @@ def check(ours: nn.Module, theirs: nn.Module, x: torch.Tensor) -> None:
 
 
 def markdown(rows: list[Row]) -> str:
-    """Two tables: forward passes and training steps, a line a network, a column a form."""
+    """Two tables: forward passes and training steps, a line a network, a column a form.
+
+    Ratios over ours as it is converted (as it trains, in training), and of the two folded forms.
+    """
     parts = []
     for direction in dict.fromkeys(row.direction for row in rows):
         of = [row for row in rows if row.direction == direction]
         forms = list(dict.fromkeys(row.form for row in of))
         head = ["network", "N", "M multiply-adds", *(f"{form}, ms" for form in forms)]
         head += ["× plain", "× unpermuted", "× standard"]
+        folded = {"ours, folded", "plain, folded"} <= set(forms)
+        head += ["× plain, both folded"] if folded else []
         lines = [f"\n{direction}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for name in dict.fromkeys(row.network for row in of):
             by_form = {row.form: row for row in of if row.network == name}
@@ -309,6 +314,9 @@ def markdown(rows: list[Row]) -> str:
                 f"{by_form[form].ours_is_faster:.2f}"
                 for form in ("plain", "unpermuted", "standard")
             ]
+            if folded:
+                both = by_form["plain, folded"], by_form["ours, folded"]
+                cells.append(f"{both[0].milliseconds / both[1].milliseconds:.2f}")
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     return "\n".join(parts) + "\n"
@@ -356,6 +364,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compiled forms too; takes minutes")
     parser.add_argument("--engines", action="store_true", help="ONNX Runtime and OpenVINO too")
     parser.add_argument("--seconds", type=float, default=10.0, help="for a network")
+    parser.add_argument("--resume", action="store_true", help="only what --out does not have yet")
     parser.add_argument("--out", type=Path, default=Path("build/networks"))
     return parser.parse_args()
 
@@ -373,6 +382,9 @@ def main() -> None:
     if chosen.device == "cuda":
         conditions["gpu"] = torch.cuda.get_device_name()
     rows = earlier(chosen.out)
+    if chosen.resume:
+        done = {(row.network, row.direction) for row in rows}
+        names = [name for name in names if (name, direction) not in done]
     for name in names:
         rows = [row for row in rows if (row.network, row.direction) != (name, direction)]
         rows += measure(name, direction, chosen, plan)

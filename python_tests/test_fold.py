@@ -89,6 +89,7 @@ def test_a_block_folds() -> None:
     block = trained(IGCV3Block(12, 12, expansion=2))
     x = torch.randn(2, 12, 5, 6, dtype=torch.float64)
     expected = block(x)
+    assert block.skip
     torch.testing.assert_close(fold(block)(x), expected)
     assert norms(block) == 0
     assert block.depthwise.activation == "relu6"
@@ -109,6 +110,20 @@ def test_networks_fold_once_and_for_all(name: str) -> None:
     fold(network)
     assert network.state_dict().keys() == state.keys()
     torch.testing.assert_close(network(x), expected)
+
+
+def test_a_shortcut_is_added_by_the_last_convolution() -> None:
+    options = {"depth": 14, "classes": 4, "groups": 4}
+    network = trained(gc.models.create("sgc_resnet50", **options))
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    expected = network(x)
+    fold(network)
+    blocks = [m for m in network.modules() if isinstance(m, gc.models.blocks.Residual)]
+    assert all(block.last.activation == "relu" for block in blocks)
+    torch.testing.assert_close(network(x), expected)
+    plain = trained(gc.models.create("resnet50", depth=14, classes=4))
+    expected = plain(x)
+    torch.testing.assert_close(fold(plain)(x), expected)  # torch's convolutions add nothing
 
 
 def test_pre_activation_norms_stay() -> None:

@@ -1,6 +1,7 @@
 """The papers' networks, one file a family, and a registry of all of them by name."""
 
 from . import (
+    blocks,
     condensenet,
     convolutions,
     igcnet,
@@ -19,6 +20,7 @@ from .weights import load_public
 
 __all__ = [
     "Entry",
+    "blocks",
     "condense",
     "condensenet",
     "convolutions",

@@ -116,11 +116,32 @@ class Residual(nn.Module):
         self.body = body
         self.shortcut = nn.Identity() if shortcut is None else shortcut
         self.activation = nn.Identity() if activation is None else activation()
+        self.last: nn.Module | None = None  # of the body, where it adds the shortcut by itself
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the block."""
-        y: torch.Tensor = self.activation(self.body(x) + self.shortcut(x))
+        y: torch.Tensor
+        if self.last is not None:
+            y = self.last(self.body(x), residual=self.shortcut(x))
+            return y
+        y = self.activation(self.body(x) + self.shortcut(x))
         return y
+
+    def after_fold(self) -> None:
+        """Let the body's last convolution add the shortcut and apply the activation."""
+        fused = {nn.Identity: None, nn.ReLU: "relu"}
+        if self.last is not None or type(self.activation) not in fused:
+            return
+        parent: nn.Module = self.body
+        while isinstance(parent, nn.Sequential) and isinstance(parent[-1], nn.Sequential):
+            parent = parent[-1]
+        if not isinstance(parent, nn.Sequential):
+            return
+        last = parent[-1]
+        if isinstance(last, PartitionedConv2d) and last.activation is None:
+            parent._modules.popitem()
+            last.activation = fused[type(self.activation)]
+            self.last, self.activation = last, nn.Identity()
 
 
 def shortcut(

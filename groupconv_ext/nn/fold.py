@@ -4,7 +4,7 @@
 
 for every output channel, so that a normalisation with running statistics is another weight and
 another bias. What follows what is known where a network says so: inside ``nn.Sequential``, and in
-this library's own blocks.
+this library's own blocks, which then also add their shortcut inside the last convolution.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -37,6 +37,14 @@ _CONVOLUTIONS = (
     DepthwiseSeparableConv2d,
 )
 _FUSED = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A block that can do better once its normalisations are gone: add in the convolution, say."""
+
+    def after_fold(self) -> None:
+        """Called by :func:`fold` when all normalisations have been folded; maybe more than once."""
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -69,6 +77,9 @@ def fold(model: nn.Module) -> nn.Module:
             )
     for pair in pairs:
         _fold(*pair)
+    for module in list(model.modules()):
+        if isinstance(module, Foldable):
+            module.after_fold()
     return model
 
 

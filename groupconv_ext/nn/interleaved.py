@@ -321,13 +321,22 @@ class IGCV3Block(nn.Module):
         last = ShuffledConv2d if second_shuffle else PartitionedConv2d
         self.project = last(hidden, out_channels, 1, groups=groups, bias=False, backend=backend)
         self.project_norm = nn.BatchNorm2d(out_channels)
+        self._adds = False
+
+    def after_fold(self) -> None:
+        """Let the last convolution add the shortcut."""
+        self._adds = self.skip and isinstance(self.project_norm, nn.Identity)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the block to ``x``."""
         y: torch.Tensor = self.expand_norm(self.expand(x))
         y = self.activation(self.depthwise_norm(self.depthwise(y)))
-        y = self.project_norm(self.project(y))
-        return x + y if self.skip else y
+        if self._adds:
+            y = self.project(y, residual=x)
+        else:
+            y = self.project_norm(self.project(y))
+            y = x + y if self.skip else y
+        return y
 
 
 # ---- the conditions ----------------------------------------------------------------------------

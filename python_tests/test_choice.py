@@ -1,4 +1,4 @@
-"""What ``auto`` takes on a GPU: the table of floors, what is remembered on disk, measuring once."""
+"""What ``auto`` takes on a GPU: what is remembered on disk, measuring once, and neither."""
 
 import json
 import multiprocessing
@@ -10,7 +10,7 @@ import torch
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, backends
-from groupconv_ext.backends import Backend, Call, choice, floors
+from groupconv_ext.backends import Backend, Call, choice
 from groupconv_ext.backends.aten import ATEN
 from groupconv_ext.backends.dense import DENSE
 from groupconv_ext.backends.measure import Operands, measure
@@ -21,7 +21,6 @@ from groupconv_ext.window import Window
 
 POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
 PERMUTED = Partition.random(256, 256, 8, seed=0)
-H200 = floors.RATES["NVIDIA H200"]
 
 
 def operands(partition: Partition, needs_grad: bool = False) -> Operands:
@@ -30,62 +29,9 @@ def operands(partition: Partition, needs_grad: bool = False) -> Operands:
     return x, weight, None, None, partition, POINTWISE, "none", None
 
 
-def question(partition: Partition, dtype: torch.dtype = torch.bfloat16, size: int = 28) -> Question:
-    x = torch.empty(8, partition.in_channels, size, size, dtype=dtype, device="meta")
-    weight = torch.empty(partition.entries, 1, 1, dtype=dtype, device="meta")
-    return Question.of(x, weight, partition, POINTWISE, True, False)
-
-
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_known", {})
-
-
-# ---- the floors ---------------------------------------------------------------------------------
-
-
-def test_a_permutation_is_worth_a_kernel_of_ours() -> None:
-    """Two passes more over memory on each side, or eight times the multiply-adds."""
-    capable = ("native", "triton", "aten", "dense")
-    found = floors.floors(question(PERMUTED), H200, False)
-    assert found["aten"] > 2 * found["native"] == 2 * found["triton"]
-    assert floors.order(question(PERMUTED, torch.float32), H200, False, capable)[0] == "native"
-
-
-def test_equal_floors_go_to_the_vendor() -> None:
-    contiguous = question(Partition.contiguous(256, 256, 8))
-    assert floors.order(contiguous, H200, False, ("native", "triton", "aten", "dense"))[0] == "aten"
-
-
-def test_few_channels_are_dense() -> None:
-    """With 64 channels even all pairs of them cost less than reading them once."""
-    few = question(Partition.random(64, 64, 4, seed=0))
-    assert floors.order(few, H200, False, ("native", "aten", "dense"))[0] == "dense"
-
-
-def test_the_order_does_not_depend_on_the_size() -> None:
-    capable = ("native", "triton", "aten", "dense")
-    for partition in (PERMUTED, Partition.contiguous(64, 64, 4), Partition.interleaved(96, 96, 8)):
-        for dtype in (torch.float32, torch.bfloat16):
-            orders = {
-                floors.order(question(partition, dtype, size), H200, choice._tf32(), capable)
-                for size in (7, 28, 112)
-            }
-            call = Call("cuda", dtype, True)
-            name = choice.without_sizes("NVIDIA H200", capable, call, partition, (1, 1), POINTWISE)
-            assert {order[0] for order in orders} == {name}
-
-
-def test_a_device_with_rates_is_never_measured() -> None:
-    def refuse(*_: object) -> torch.Tensor:
-        raise AssertionError("was run")
-
-    never = Backend("native", lambda call: None, refuse)
-    given = operands(PERMUTED)
-    asked = Question.of(given[0], given[1], PERMUTED, POINTWISE, False, False)
-    store = Remembered(Path("/nonexistent"))
-    for name in ("NVIDIA H200", "NVIDIA H100 80GB HBM3"):
-        assert choice.best(asked, given, (never, ATEN), name, store).name == "native"
 
 
 # ---- measuring once -----------------------------------------------------------------------------

@@ -9,10 +9,10 @@
 =============  ======================================================================
 
 On the CPU ``auto`` takes the first of ``native``, ``aten`` and ``reference`` that can serve the
-call, on a GPU what :mod:`.choice` says: the answer of a table, or of a measurement that is made
-once and kept on disk. On other devices it takes ``aten``. A backend asked for by name runs or
-raises with its reason; nothing is replaced silently. :func:`explain` tells what each would say,
-:func:`choose` which one runs.
+call, on a GPU what :mod:`.choice` says: the answer of a measurement that is made once and kept on
+disk. On other devices it takes ``aten``. A backend asked for by name runs or raises with its
+reason; nothing is replaced silently. :func:`explain` tells what each would say, :func:`choose`
+which one runs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from typing import Any
 import torch
 from torch.compiler import is_compiling
 
-from ..partition import Partition
-from ..window import Window
 from . import choice
 from .aten import ATEN
 from .dense import DENSE
@@ -75,23 +73,21 @@ def best(call: Call, operands: Operands) -> Backend:
     """The backend that ``auto`` takes for these operands on a GPU."""
     x, weight, _, _, partition, window, _, prologue = operands
     if is_compiling():
-        kernel_h, kernel_w = weight.shape[1:]
-        return _BACKENDS[_traced(x.device.index, partition, kernel_h, kernel_w, *window, *call)]
-    capable = [backend for backend in _AUTO_ON_CUDA if backend.why_not(call) is None]
+        return _BACKENDS[_traced(*call)]
+    capable = _capable(call)
     if len(capable) == 1:
         return capable[0]
     question = Question.of(x, weight, partition, window, call.needs_grad, prologue is not None)
     return choice.best(question, operands, capable, device_name(x.device))
 
 
-def _traced(
-    device: int, partition: Partition, kernel_h: int, kernel_w: int, *window_and_call: Any
-) -> str:
-    """What ``auto`` takes in a graph, where sizes may be symbols: the same for all sizes."""
-    window, call = Window(*window_and_call[:8]), Call(*window_and_call[8:])
-    capable = [backend.name for backend in _AUTO_ON_CUDA if backend.why_not(call) is None]
-    name = device_name(torch.device("cuda", device))
-    return choice.without_sizes(name, capable, call, partition, (kernel_h, kernel_w), window)
+def _capable(call: Call) -> list[Backend]:
+    return [backend for backend in _AUTO_ON_CUDA if backend.why_not(call) is None]
+
+
+def _traced(*call: Any) -> str:
+    """What ``auto`` takes in a graph, whose sizes may be symbols."""
+    return choice.unmeasured([backend.name for backend in _capable(Call(*call))])
 
 
 # What torch.compiler.assume_constant_result does: called while a caller is traced, and not traced.

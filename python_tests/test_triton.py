@@ -169,6 +169,22 @@ def test_second_derivatives() -> None:
 
 
 @needs_triton
+def test_offsets_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tensors of more than 2³¹ elements need, on small ones."""
+    load()
+    for module in ("ops", "mask_ops"):
+        name = f"groupconv_ext.backends.triton.{module}"
+        monkeypatch.setattr(sys.modules[name], "_LARGEST", 0)
+    for name in ("ragged", "depthwise", "overlapping, unread"):
+        for layout in ("NCHW", "channels_last"):
+            check(PARTITIONS[name], GEOMETRIES["3×3"], layout=layout, activation="relu")
+    shapes = [(1, 6, 3, 3), (4, 6, 1, 1), (4,), (6, 2), (4, 2)]
+    leaves = [torch.randn(shape, device=DEVICE).requires_grad_() for shape in shapes]
+    results = [learned(gc.flgc_conv2d, backend, leaves) for backend in ("triton", "dense")]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
 def test_nan_and_infinity_propagate() -> None:
     partition = PARTITIONS["permuted"]
     x = torch.zeros(1, partition.in_channels, 2, 2, device=DEVICE)
@@ -533,6 +549,14 @@ def test_kernels_use_the_matrix_units(ahead_of_time: dict[str, Any]) -> None:
     assert len(products) > 10
     for entry in products:
         assert entry["matrix instructions"] > 0, entry
+
+
+def test_rows_of_pixels_are_loaded_as_vectors(ahead_of_time: dict[str, Any]) -> None:
+    """A gather of channels leaves the pixels of a channel next to each other, for 16 bytes each."""
+    rows = [e for e in ahead_of_time["kernels"] if e["case"] == "1×1 f32 NCHW"]
+    assert {e["direction"] for e in rows} == {"forward", "input gradient", "weight gradient"}
+    for entry in rows:
+        assert entry["vector loads"] > 0, entry
 
 
 def test_torch_compile_sees_the_kernels(ahead_of_time: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ POINTERS = {
     torch.int64: "*i64",
 }
 LAUNCH_OPTIONS = ("num_warps", "num_stages")
+VECTOR_LOADS = re.compile(r"ld\.global[\w.:]*\.v[24]|cp\.async\.cg")
 MATRIX_INSTRUCTIONS = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async)")
 
 POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
@@ -90,6 +91,21 @@ def learned_calls() -> Iterator[tuple[str, Any]]:
     yield "two levels", partial(TRITON_OPERATIONS.two_level, *operands)
 
 
+def large_calls() -> Iterator[tuple[str, Any]]:
+    """With the offsets of 64 bits that tensors of more than 2³¹ elements need."""
+
+    def large(call: Callable[[], object]) -> None:
+        with patch.object(ops, "_LARGEST", 0), patch.object(mask_ops, "_LARGEST", 0):
+            call()
+
+    for partition in (PERMUTED, DEPTHWISE):
+        for direction, call in calls(partition, SPATIAL, torch.bfloat16, True):
+            yield f"large {direction}", partial(large, call)
+    for direction, call in learned_calls():
+        if direction in ("masked weight", "logits", "gates"):
+            yield f"large {direction}", partial(large, call)
+
+
 CASES: dict[str, Callable[[], Iterator[tuple[str, Any]]]] = {
     "1×1 f32 NCHW": lambda: calls(PERMUTED, POINTWISE, torch.float32, False),
     "1×1 bf16 NHWC": lambda: calls(PERMUTED, POINTWISE, torch.bfloat16, True),
@@ -98,6 +114,7 @@ CASES: dict[str, Callable[[], Iterator[tuple[str, Any]]]] = {
     "depthwise bf16 NHWC": lambda: calls(DEPTHWISE, SPATIAL, torch.bfloat16, True),
     "overlapping f32 NHWC": lambda: calls(OVERLAPPING, POINTWISE, torch.float32, True),
     "learned bf16 NHWC": learned_calls,
+    "64-bit offsets": large_calls,
 }
 
 
@@ -156,8 +173,8 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
     seen = set()
     for name, case in CASES.items():
         for direction, call in case():
-            if capability < 90 and direction == "input gradient":
-                continue  # the kernel of the forward pass; looked at once
+            if capability < 90 and ("large" in direction or direction == "input gradient"):
+                continue  # other settings of the same kernels; looked at once
             for kernel, settings in launched(call):
                 options = {key: settings[key] for key in LAUNCH_OPTIONS if key in settings}
                 module = source(kernel, settings)
@@ -174,6 +191,7 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
                     "kernel": kernel.__name__,
                     "dynamic shared": found.metadata.shared,
                     "matrix instructions": len(MATRIX_INSTRUCTIONS.findall(ptx)),
+                    "vector loads": len(VECTOR_LOADS.findall(ptx)),
                     **resources(found.asm["cubin"]),
                 }
 

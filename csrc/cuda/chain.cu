@@ -16,7 +16,7 @@ PlanProblem stage_problem(const ChainProblem& p, int s, bool transposed) {
   return stage;
 }
 
-// Shared memory of a block: two on a multiprocessor of an A100.
+// Shared memory of a block: what the smallest GPUs have, and two on a multiprocessor of an A100.
 constexpr size_t chain_shared_bytes = 80 << 10;
 
 template <class T>

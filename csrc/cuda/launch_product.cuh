@@ -72,9 +72,9 @@ cudaError_t launch_mma(const ProductProblem& problem, const Plan& plan, cudaStre
   const int64_t row_tiles = (rows + Tile::rows - 1) / Tile::rows;
   const int64_t strip_tiles =
       std::clamp<int64_t>(pixel_tiles * a.phases() * row_tiles / enough_blocks, 1, longest_strip);
-  // Room for the weights of groups up to twice as deep as the average, within a bound that leaves an A100 or
-  // H100 room for two blocks.
-  constexpr int64_t most_bytes = 64 << 10;
+  // Room for the weights of groups up to twice as deep as the average, within a bound that the smallest GPUs
+  // have (99 KiB a block, compute capability 8.6) and that leaves an H100 room for two blocks.
+  constexpr int64_t most_bytes = 56 << 10;
   const int64_t depth = 2 * std::max<int64_t>(problem.partition.entries / rows, Tile::rows);
   const int64_t most_chunks = most_bytes / static_cast<int64_t>(sizeof(T) * Tile::template weight_chunk<T>);
   const int64_t weight_chunks = std::clamp<int64_t>(

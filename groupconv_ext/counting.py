@@ -32,7 +32,7 @@ from .nn import (
 )
 from .nn.separable import DepthwiseSeparableConv2d
 
-__all__ = ["Count", "LayerCount", "count"]
+__all__ = ["Count", "InputSize", "LayerCount", "count", "image_size"]
 
 InputSize = int | Sequence[int]
 Entries = dict[GroupedLayer, int | None]  # connections now, None where nothing says which
@@ -138,7 +138,7 @@ def count(model: nn.Module, input_size: InputSize = 224) -> Count:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {model!r}; expected an nn.Module")
-    size = _size(input_size)
+    size = image_size(input_size)
     # Before the walk, in which no logit has a value.
     entries = {m: _entries(m) for m in model.modules() if isinstance(m, GroupedLayer)}
     found = {module: _held(name, module, entries) for name, module in model.named_modules()}
@@ -150,7 +150,8 @@ def count(model: nn.Module, input_size: InputSize = 224) -> Count:
     return Count((*layers, *calls.values()))
 
 
-def _size(input_size: InputSize) -> tuple[int, ...]:
+def image_size(input_size: InputSize) -> tuple[int, ...]:
+    """Channels and sides, as :func:`count` understands them."""
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     if len(size) == 2:
         size = (3, *size)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..counting import Count, InputSize, LayerCount, count
+from ..counting import Count, InputSize, LayerCount, count, image_size
 from ..nn import convert
 from ..nn.convert import named_partitions
 from ..partition import Partition
@@ -86,7 +86,7 @@ def inspect(
     counted = count(model, input_size)
     before = copy.deepcopy(model).eval()
     after = convert(copy.deepcopy(model).eval())
-    size = _image_size(input_size)
+    size = image_size(input_size)
     x = torch.randn(1, *size, dtype=next((p.dtype for p in model.parameters()), torch.float32))
     partitions = {name: dict(_partitions(layer)) for name, layer in before.named_modules()}
     whole: tuple[list[float], list[float]] = ([], [])
@@ -117,11 +117,6 @@ def inspect(
         after_ms=MILLI * median(whole[1]),
         conditions=conditions or {},
     )
-
-
-def _image_size(input_size: InputSize) -> tuple[int, ...]:
-    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    return (3, *size) if len(size) == 2 else size
 
 
 def _partitions(layer: nn.Module) -> Iterator[tuple[str, Partition]]:

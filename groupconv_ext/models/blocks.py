@@ -19,7 +19,15 @@ from ..nn import CondenseConv2d, PartitionedConv2d
 from ..prologue import Prologue
 from .convolutions import Convolution
 
-__all__ = ["Flat", "Network", "NormConv", "Residual", "conv_norm", "shortcut"]
+__all__ = [
+    "Flat",
+    "Network",
+    "NormConv",
+    "Residual",
+    "conv_norm",
+    "first_strides",
+    "shortcut",
+]
 
 Activation = Callable[[], nn.Module]
 

@@ -1,6 +1,6 @@
 """Every count that the five papers print, beside what this library counts.
 
-:func:`all_tables` is what ``groupconv tables`` prints, one file a paper.
+``groupconv tables`` prints them; one file a paper.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from . import dgconv, flgc, igcv1, igcv2_igcv3, two_level
 from .figures import Figure, Row, Table
 
-__all__ = ["PAPERS", "Figure", "Row", "Table", "all_tables"]
+__all__ = ["PAPERS", "Figure", "Row", "Table"]
 
 PAPERS: dict[str, Callable[[], list[Table]]] = {
     "flgc": flgc.tables,
@@ -19,8 +19,3 @@ PAPERS: dict[str, Callable[[], list[Table]]] = {
     "igcv2_igcv3": igcv2_igcv3.tables,
     "dgconv": dgconv.tables,
 }
-
-
-def all_tables() -> list[Table]:
-    """The tables of all papers."""
-    return [table for tables in PAPERS.values() for table in tables()]

@@ -51,13 +51,12 @@ def _draw(ax: Any, rows: list[dict[str, Any]], direction: str) -> None:
         if row["form"] == ours
     )
     for at, (work, time, name) in enumerate(points):
-        above = at % 2 == 1  # neighbours would write over each other
         ax.annotate(
             name,
             (work, time),
-            xytext=(-6 if above else 6, 7 if above else -10),
+            xytext=(0, -14 - 9 * (at % 3)),  # neighbours would write over each other
             textcoords="offset points",
-            ha="right" if above else "left",
+            ha="center",
             fontsize=7,
             color=STYLES[ours][0],
         )

@@ -1,4 +1,7 @@
-"""Time against multiply-adds, a point a network: where time follows work, points lie on a line."""
+"""Time against multiply-adds, a point a network: where time follows work, points lie on a line.
+
+The numbers stand beside the points of ours, in the order of their work.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ HOLLOW = {"unpermuted"}
 def draw(rows: list[dict[str, Any]]) -> bytes:
     """A picture of all directions among ``rows``."""
     directions = list(dict.fromkeys(row["direction"] for row in rows))
-    figure = Figure(figsize=(8.5 * len(directions), 6), layout="constrained")
+    figure = Figure(figsize=(9.5 * len(directions), 6), layout="constrained")
     axes = figure.subplots(1, len(directions), squeeze=False)[0]
     for ax, direction in zip(axes, directions, strict=True):
         _draw(ax, [row for row in rows if row["direction"] == direction], direction)
@@ -43,23 +46,24 @@ def _draw(ax: Any, rows: list[dict[str, Any]], direction: str) -> None:
             marker,
             color=colour,
             markerfacecolor="none" if form in HOLLOW else colour,
-            label=form,
+            label=f"{form}, not folded" if suffix and not form.endswith(suffix) else form,
         )
     points = sorted(
         (row["multiply_adds"] / 1e6, row["milliseconds"], row["network"])
         for row in rows
         if row["form"] == ours
     )
-    for at, (work, time, name) in enumerate(points):
+    for number, (work, time, _) in enumerate(points, 1):
         ax.annotate(
-            name,
+            str(number),
             (work, time),
-            xytext=(0, -14 - 9 * (at % 3)),  # neighbours would write over each other
+            xytext=(5, -9),
             textcoords="offset points",
-            ha="center",
-            fontsize=7,
+            fontsize=8,
             color=STYLES[ours][0],
         )
+    names = [f"{number}  {name}" for number, (*_, name) in enumerate(points, 1)]
+    ax.text(1.02, 0.5, "\n".join(names), transform=ax.transAxes, va="center", color=STYLES[ours][0])
     ax.set_xscale("log")
     ax.set_yscale("log")
     low, high = ax.get_xlim()

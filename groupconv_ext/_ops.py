@@ -47,6 +47,7 @@ __all__ = [
     "prologue_conv2d_weight_grad",
     "row_labels",
     "separable_conv2d",
+    "tf32_allowed",
     "two_level",
     "unavailable",
     "unpack",
@@ -520,6 +521,19 @@ def _register_looping(name: str, fake: Callable[..., Any]) -> Any:
     return op
 
 
+def tf32_allowed() -> bool:
+    """Whether PyTorch lets float32 convolutions round their factors to TF32.
+
+    Asked so that either of PyTorch's two ways to say it is understood: reading ``allow_tf32`` is an
+    error once the newer one was used.
+    """
+    allowed: bool = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return allowed
+
+
+# A constant to torch.compile, as it is to the convolutions that the compiler itself emits.
+tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
 _tf32 = SimpleNamespace(allowed=False)
 
 
@@ -530,7 +544,7 @@ def follow_tf32(x: torch.Tensor) -> None:
     """
     if x.dtype != torch.float32 or not x.is_cuda or is_compiling():
         return
-    allowed = torch.backends.cudnn.allow_tf32
+    allowed = tf32_allowed()
     if allowed != _tf32.allowed and has_cuda_kernels:
         torch.ops.groupconv.allow_tf32.default(allowed)
         _tf32.allowed = allowed

@@ -91,11 +91,11 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def float32_is_float32() -> Iterator[None]:
     """On a GPU PyTorch lets convolutions round their factors to TF32, unless it is told not to."""
-    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = conv.fp32_precision, matmul.fp32_precision
-    conv.fp32_precision = matmul.fp32_precision = "ieee"
+    # In the older of the two ways: after the newer one torch.export cannot ask for the older.
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
     yield
-    conv.fp32_precision, matmul.fp32_precision = before
+    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(autouse=True)

@@ -39,11 +39,6 @@ TOLERANCE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def ieee_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 def call(
     p: Partition, operands: list[torch.Tensor], backend: str, kernel: int, stride: int
 ) -> list[torch.Tensor]:

@@ -56,13 +56,12 @@ each_backend = pytest.mark.parametrize(
 @contextmanager
 def float32_as(precision: str) -> Iterator[None]:
     """Whether PyTorch may round the factors of float32 convolutions."""
-    conv = torch.backends.cudnn.conv
-    before = conv.fp32_precision
-    conv.fp32_precision = precision
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        conv.fp32_precision = before
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def operands(

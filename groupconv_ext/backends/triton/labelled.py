@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch.utils._pytree import register_constant
 
-from ..._ops import is_channels_last
+from ..._ops import is_channels_last, tf32_allowed
 from ...partition import kronecker_radices
 from ...window import Window
-from .operations import choose_launch, count_pixels, splits, tf32_allowed
+from .operations import choose_launch, count_pixels, splits
 from .tuning import Shape
 
 __all__ = ["TRITON_LABELLED", "TritonLabelledOperations"]

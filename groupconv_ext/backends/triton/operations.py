@@ -14,7 +14,7 @@ import torch
 from torch.compiler import is_compiling
 from torch.utils._pytree import register_constant
 
-from ..._ops import compute_dtype, is_channels_last
+from ..._ops import compute_dtype, is_channels_last, tf32_allowed
 from ...operations import ACTIVATIONS, Before, Grads
 from ...partition import Partition
 from ...reference import prologue
@@ -31,7 +31,6 @@ __all__ = [
     "count_pixels",
     "load",
     "splits",
-    "tf32_allowed",
 ]
 
 _PROGRAMS_WANTED = 1024  # a few on each multiprocessor of a large GPU
@@ -46,16 +45,6 @@ def load() -> bool:
 
 # Loaded while a caller is traced, and not traced: what torch.compiler.assume_constant_result does.
 load._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def tf32_allowed() -> bool:
-    """Whether PyTorch lets float32 convolutions round their factors to TF32."""
-    allowed: bool = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return allowed
-
-
-# A constant to torch.compile, as it is to the convolutions that the compiler itself emits.
-tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _measured_on() -> str:

@@ -112,9 +112,9 @@ def _best_of_the_vendor() -> Any:
     """cuDNN looks for its best algorithm; float32 is float32, for everybody."""
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.conv.fp32_precision, matmul.fp32_precision
-    cudnn.benchmark, cudnn.conv.fp32_precision, matmul.fp32_precision = True, "ieee", "ieee"
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.conv.fp32_precision, matmul.fp32_precision = before
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before

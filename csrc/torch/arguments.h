@@ -105,6 +105,23 @@ inline void check_sizes(const char* name, const Tensor& tensor, const std::array
   }
 }
 
+// One number for each output channel, or none.
+inline void check_bias(const char* name, const std::optional<Tensor>& bias, const Tensor& input,
+                       int64_t out_channels) {
+  if (!bias) return;
+  check_like(name, *bias, "input", input);
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, name, " must have sizes [", out_channels,
+                  "], got ", sizes_text(*bias));
+}
+
+inline void check_residual(const std::optional<Tensor>& residual, const Tensor& input,
+                           const std::array<int64_t, 4>& output_sizes) {
+  if (!residual) return;
+  check_image("residual", *residual);
+  check_like("residual", *residual, "input", input);
+  check_sizes("residual", *residual, output_sizes);
+}
+
 // The bytes of any dtype have to be countable, also of a result that is empty: so has torch to.
 inline void check_countable(const char* name, const std::array<int64_t, 4>& sizes) {
   int64_t bytes = 16;  // of the largest element

@@ -88,11 +88,7 @@ Tensor chain(const Tensor& input, const Tensors& weights, const std::optional<Te
   const std::vector<PartitionView> stages = read_stages(weights, tables, input, out_channels);
   check_channels_fit(stages);
   const Activation activate = make_activation(activation);
-  if (bias) {
-    check_like("bias", *bias, "input", input);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias must have sizes [", out_channels,
-                    "], got ", sizes_text(*bias));
-  }
+  check_bias("bias", bias, input, out_channels);
   const auto sizes = output_sizes(Window{}, input.size(0), out_channels, input.size(2), input.size(3));
   check_dtype(input);
 

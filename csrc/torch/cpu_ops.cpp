@@ -74,16 +74,8 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
   const auto sizes =
       output_sizes(window, input.size(0), partition.out_channels, input.size(2), input.size(3));
   const Activation activate = make_activation(activation);
-  if (bias) {
-    check_like("bias", *bias, "input", input);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == partition.out_channels, "bias must have sizes [",
-                    partition.out_channels, "], got ", sizes_text(*bias));
-  }
-  if (residual) {
-    check_image("residual", *residual);
-    check_like("residual", *residual, "input", input);
-    check_sizes("residual", *residual, sizes);
-  }
+  check_bias("bias", bias, input, partition.out_channels);
+  check_residual(residual, input, sizes);
   check_dtype(input);
   if (prologue) check_prologue(*prologue, input);
 
@@ -148,11 +140,7 @@ std::tuple<Tensor, Tensor> two_level(const Tensor& input, const Tensor& weight, 
           !__builtin_add_overflow(own, across, &weights) && weight.dim() == 1 && weight.size(0) == weights,
       "weight must be flat, with a window for each of ", partition.entries(), " entries and ",
       partition.groups, " more for each of ", out_channels, " outputs, got sizes ", sizes_text(weight));
-  if (bias) {
-    check_like("bias", *bias, "input", input);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias must have sizes [", out_channels,
-                    "], got ", sizes_text(*bias));
-  }
+  check_bias("bias", bias, input, out_channels);
   const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));
   check_dtype(input);
 

@@ -46,11 +46,7 @@ Tensor chain(const Tensor& input, const Tensors& weights, const std::optional<Te
              const Tensors& tables, int64_t out_channels, int64_t activation) {
   check_image("input", input);
   const auto sizes = output_sizes(Window{}, input.size(0), out_channels, input.size(2), input.size(3));
-  if (bias) {
-    check_like("bias", *bias, "input", input);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias must have sizes [", out_channels,
-                    "], got ", sizes_text(*bias));
-  }
+  check_bias("bias", bias, input, out_channels);
   const cuda::Element element = element_of(input);
   const Activation activate = make_activation(activation);
 

@@ -62,16 +62,8 @@ Tensor convolve(const PrologueTensors* prologue, const Tensor& input, const Tens
   const cuda::PlanProblem& partition = groups.partition;
   const int64_t out_channels = partition.out_channels;
   const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));
-  if (bias) {
-    check_like("bias", *bias, "input", input);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias must have sizes [", out_channels,
-                    "], got ", sizes_text(*bias));
-  }
-  if (residual) {
-    check_image("residual", *residual);
-    check_like("residual", *residual, "input", input);
-    check_sizes("residual", *residual, sizes);
-  }
+  check_bias("bias", bias, input, out_channels);
+  check_residual(residual, input, sizes);
   element_of(input);  // or an error
   if (prologue) check_prologue(*prologue, input);
   cuda::ProductProblem problem;

@@ -15,18 +15,16 @@ struct Stage {
   std::optional<Tensor> bias;
   Activation activation;
 
-  Stage(const char* name, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& table,
-        int64_t in_channels, int64_t out_channels, int64_t activation, const Tensor& input)
+  Stage(const char* name, const Tensor& weight, const char* bias_name, const std::optional<Tensor>& bias,
+        const Tensor& table, int64_t in_channels, int64_t out_channels, int64_t activation,
+        const Tensor& input)
       : partition(read_partition(table, in_channels, out_channels)),
         weight(weight),
         bias(bias),
         activation(make_activation(activation)) {
     check_weight(weight, partition);
     check_like(name, weight, "input", input);
-    if (!bias) return;
-    check_like("bias", *bias, "input", input);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "the bias of ", name,
-                    " must have sizes [", out_channels, "], got ", sizes_text(*bias));
+    check_bias(bias_name, bias, input, out_channels);
   }
 };
 
@@ -121,20 +119,16 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& weight, const std::op
                         int64_t dilation_w) {
   check_image("input", input);
   check_dtype(input);
-  const Stage first("weight", weight, bias, table, input.size(1), channels, activation, input);
-  const Stage second("pointwise_weight", pointwise_weight, pointwise_bias, pointwise_table, channels,
-                     out_channels, pointwise_activation, input);
+  const Stage first("weight", weight, "bias", bias, table, input.size(1), channels, activation, input);
+  const Stage second("pointwise_weight", pointwise_weight, "pointwise_bias", pointwise_bias, pointwise_table,
+                     channels, out_channels, pointwise_activation, input);
   STD_TORCH_CHECK(pointwise_weight.size(1) == 1 && pointwise_weight.size(2) == 1,
                   "pointwise_weight must have a 1×1 window, got sizes ", sizes_text(pointwise_weight));
   const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
                                     pad_left, pad_right, dilation_h, dilation_w);
   const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));
   check_countable("what lies between", {sizes[0], channels, sizes[2], sizes[3]});
-  if (residual) {
-    check_image("residual", *residual);
-    check_like("residual", *residual, "input", input);
-    check_sizes("residual", *residual, sizes);
-  }
+  check_residual(residual, input, sizes);
   const bool channels_last = is_channels_last(input);
   Tensor output = empty_image(input, sizes, channels_last);
   const Tensor added = residual ? laid_out_like(output, *residual) : output;

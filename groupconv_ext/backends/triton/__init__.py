@@ -3,7 +3,8 @@
 - ``availability``: whether they can run here, and why not
 - ``planner``: the work list of a partition, in plain numpy
 - ``tuning``: what a kernel may be launched with
-- ``kernels``, ``mask_kernels``: the kernels, of convolutions and of learned masks
+- ``convolve_kernels``, ``gradient_kernels``, ``single_kernels`` (one column a row, depthwise),
+  ``mask_kernels`` (learned masks): the kernels; ``tiles``: what those of convolutions share
 - ``registration``, ``ops``, ``mask_ops``: the kernels as operations of PyTorch
 - ``operations``, ``labelled``: those as autograd and the layers call them
 

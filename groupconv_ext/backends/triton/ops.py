@@ -14,7 +14,7 @@ import triton
 
 from ..._ops import empty_image
 from ...window import Window
-from . import kernels
+from . import convolve_kernels, gradient_kernels, single_kernels
 from .planner import TILE_FIELDS
 from .registration import launch_kernel, register
 
@@ -238,7 +238,7 @@ def _convolve(
         row_blocks = triton.cdiv(count, rows_of)
         settings = {k: v for k, v in settings.items() if not k.startswith("level_")}
         settings["row_blocks"] = row_blocks
-        launch_kernel(kernels.convolve_single, (row_blocks * pixel_blocks,), x, settings)
+        launch_kernel(single_kernels.convolve_single, (row_blocks * pixel_blocks,), x, settings)
         return out
     settings |= {
         "tiles": tiles,
@@ -254,7 +254,7 @@ def _convolve(
         "PRECISION": _precision(x, tf32),
         "DEPTH": depth,
     }
-    launch_kernel(kernels.convolve, (tiles.shape[0] * pixel_blocks,), x, settings)
+    launch_kernel(convolve_kernels.convolve, (tiles.shape[0] * pixel_blocks,), x, settings)
     return out
 
 
@@ -363,7 +363,7 @@ def _weight_gradient(
     if single:
         grid = (triton.cdiv(row_channels.numel(), rows_of), taps, splits)
         settings["PIXELS"] = columns_of
-        launch_kernel(kernels.weight_gradient_single, grid, x, settings)
+        launch_kernel(single_kernels.weight_gradient_single, grid, x, settings)
     else:
         column_blocks = triton.cdiv(widest, columns_of)
         settings |= {
@@ -376,7 +376,10 @@ def _weight_gradient(
             "DEPTH": depth,
         }
         launch_kernel(
-            kernels.weight_gradient, (tiles.shape[0], taps * column_blocks, splits), x, settings
+            gradient_kernels.weight_gradient,
+            (tiles.shape[0], taps * column_blocks, splits),
+            x,
+            settings,
         )
     return partial.sum(0).view(shape).to(dtype)
 
@@ -429,7 +432,7 @@ def _collect_readers(
     if _rows_join(partial, out):
         settings |= {"ONE_ROW": True, "size_h": 1, "size_w": height * width}
     grid = (channel_blocks * triton.cdiv(pixel_count, _PIXELS_OF_A_COPY),)
-    launch_kernel(kernels.collect_readers, grid, partial, settings)
+    launch_kernel(convolve_kernels.collect_readers, grid, partial, settings)
     return out
 
 

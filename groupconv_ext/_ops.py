@@ -355,17 +355,17 @@ def _fake_two_level(
     x: torch.Tensor,
     weight: torch.Tensor,
     restriction: torch.Tensor,
+    coarse: torch.Tensor,
     bias: torch.Tensor | None,
     table: torch.Tensor,
-    out_channels: int,
-    groups: int,
     *window: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _check_devices(x, weight, restriction, bias, table)
+    _check_devices(x, weight, restriction, coarse, bias, table)
     height, width = restriction.shape[1:]
     size = Window(*window).output_size(x.shape[2], x.shape[3], height, width)
+    outputs, groups = coarse.shape
     return (
-        empty_image(x, (x.shape[0], out_channels, *size), is_channels_last(x)),
+        empty_image(x, (x.shape[0], outputs, *size), is_channels_last(x)),
         empty_image(x, (x.shape[0], groups, *size), is_channels_last(x)),
     )
 

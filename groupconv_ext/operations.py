@@ -211,11 +211,9 @@ class NativeOperations:
         restrict: Partition,
         window: Window,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :class:`Operations`; S stands behind A's rows, for one sum over both."""
-        outputs, groups = coarse.shape
-        rows = torch.cat((weight.reshape(outputs, -1), coarse), 1).flatten()
+        """See :class:`Operations`."""
         table = within.table(x.device)
-        return _ops.two_level(x, rows, restriction, bias, table, outputs, groups, *window)
+        return _ops.two_level(x, weight, restriction, coarse, bias, table, *window)
 
 
 # To torch.compile a set of operations is a constant, like a Partition.

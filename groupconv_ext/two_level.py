@@ -3,8 +3,9 @@
     z_k = R_k * x[inputs_k]                                  one channel for every group k
     y[outputs_k] = A_k * x[inputs_k] + S[outputs_k] z + bias[outputs_k]
 
-(two_level, eq. 3.3-3.5). In the native operation a tile of x is staged once; z is made from it, and
-its few channels are then so many more rows in the sum of each of A's groups.
+(two_level, eq. 3.3-3.5). In the native operation z_k is one more output of A's group k, made from
+what that group reads anyway, and S z is added to a tile of y while it lies in cache. Backwards too,
+the gradients of y and z go through A and R as one convolution.
 """
 
 from __future__ import annotations
@@ -35,12 +36,18 @@ class TwoLevelPartitions:
         within: A's, even and contiguous.
         restrict: R's, one output for each of the groups.
         spread: S's, one group from all of z to all outputs.
+        together: A's and R's as one, to y and, behind it, z.
     """
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         self.within = Partition.contiguous(in_channels, out_channels, groups)
         self.restrict = Partition.contiguous(in_channels, groups, groups)
         self.spread = Partition.contiguous(groups, out_channels, 1)
+        reads, writes = (
+            [channel * groups // channels for channel in range(channels)]
+            for channels in (in_channels, out_channels)
+        )
+        self.together = Partition.from_labels(reads, [*writes, *range(groups)], groups)
 
 
 def two_level_conv2d(
@@ -104,7 +111,7 @@ def two_level_conv2d(
     if not needs_grad:
         return operations.two_level(*tensors, *stages, window)[0]
     y: torch.Tensor = _TwoLevel.apply(  # type: ignore[no-untyped-call]
-        *tensors, *stages, partitions.spread, window, operations
+        *tensors, *stages, partitions.spread, partitions.together, window, operations
     )[0]
     return y
 
@@ -136,6 +143,7 @@ class _TwoLevel(torch.autograd.Function):
         within: Partition,
         restrict: Partition,
         spread: Partition,
+        together: Partition,
         window: Window,
         operations: Operations,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,8 +151,8 @@ class _TwoLevel(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        x, weight, restriction, coarse, _, *settings = inputs
-        ctx.within, ctx.restrict, ctx.spread, ctx.window, ctx.operations = settings
+        x, weight, restriction, coarse, _, _, *settings = inputs
+        ctx.restrict, ctx.spread, ctx.together, ctx.window, ctx.operations = settings
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x, weight, restriction, coarse, output[1])
 
@@ -156,18 +164,23 @@ class _TwoLevel(torch.autograd.Function):
         if wants_grad(x, restriction):  # z as it came out of the kernel has no derivatives
             z = convolve(x, restriction, None, None, ctx.restrict, ctx.window, "none", by)
         size, last = (x.shape[2], x.shape[3]), is_channels_last(x)
-        kernel = (weight.shape[1], weight.shape[2])
-        packed = coarse.reshape(-1, 1, 1)
+        shape = (coarse.shape[1], -1, *weight.shape[1:])  # a group's rows, first A's and then R's
+        own = weight.reshape(shape).shape[1]
         by_x = by_weight = by_restriction = by_coarse = None
-        by_z = input_grad(grad, packed, ctx.spread, _POINTWISE, (z.shape[2], z.shape[3]), last, by)
+        if need_x or need_weight or need_restriction:
+            columns = coarse.reshape(-1, 1, 1)
+            z_size = (z.shape[2], z.shape[3])
+            by_z = input_grad(grad, columns, ctx.spread, _POINTWISE, z_size, last, by)
+            by_both = torch.cat((grad, by_z), 1)
         if need_x:
-            by_x = input_grad(grad, weight, ctx.within, ctx.window, size, last, by)
-            by_x = by_x + input_grad(by_z, restriction, ctx.restrict, ctx.window, size, last, by)
-        if need_weight:
-            by_weight = weight_grad(grad, x, ctx.within, ctx.window, kernel, by)
-        if need_restriction:
-            by_restriction = weight_grad(by_z, x, ctx.restrict, ctx.window, kernel, by)
+            rows = torch.cat((weight.reshape(shape), restriction.reshape(shape)), 1).flatten(0, 1)
+            by_x = input_grad(by_both, rows, ctx.together, ctx.window, size, last, by)
+        if need_weight or need_restriction:
+            kernel = (weight.shape[1], weight.shape[2])
+            by_rows = weight_grad(by_both, x, ctx.together, ctx.window, kernel, by).view(shape)
+            by_weight = by_rows[:, :own].reshape_as(weight)
+            by_restriction = by_rows[:, own:].reshape_as(restriction)
         if need_coarse:
             by_coarse = weight_grad(grad, z, ctx.spread, _POINTWISE, (1, 1), by).view_as(coarse)
         by_bias = grad.sum((0, 2, 3)) if need_bias else None
-        return by_x, by_weight, by_restriction, by_coarse, by_bias, *(None,) * 5
+        return by_x, by_weight, by_restriction, by_coarse, by_bias, *(None,) * 6

@@ -327,18 +327,20 @@ def test_two_level_operation_on_every_instruction_set(isa: str) -> None:
 @pytest.mark.skipif(_ops.unavailable is not None, reason=str(_ops.unavailable))
 def test_two_level_operation_checks_its_operands() -> None:
     partition = Partition.contiguous(4, 6, 2)
-    x, weight = torch.randn(1, 4, 5, 5), torch.randn(12 * 9 + 12)
+    x, weight, coarse = torch.randn(1, 4, 5, 5), torch.randn(12, 3, 3), torch.randn(6, 2)
     restriction, table = torch.randn(4, 3, 3), partition.cpu_table
     window = (1, 1, 1, 1, 1, 1, 1, 1)
-    good = [x, weight, restriction, None, table, 6, 2, *window]
+    good = [x, weight, restriction, coarse, None, table, *window]
     operation = torch.ops.groupconv.two_level
     torch.library.opcheck(operation.default, good)
     for at, value, message in (
-        (1, weight[:-1], "weight must be flat"),
+        (1, weight[:-1], "weight must have sizes"),
         (2, restriction[:-1], "restriction must have sizes"),
-        (3, torch.zeros(5), "bias must have sizes"),
-        (5, 7, "the operands have 4 and 7"),
-        (6, 3, "groups is 3"),
+        (2, torch.randn(4, 1, 1), "restriction must have sizes"),
+        (3, torch.zeros(6), "coarse must have sizes"),
+        (3, torch.zeros(7, 2), "the operands have 4 and 7"),
+        (3, torch.zeros(6, 3), "coarse has 3 columns"),
+        (4, torch.zeros(5), "bias must have sizes"),
         (0, x.double(), "another dtype"),
     ):
         bad = list(good)

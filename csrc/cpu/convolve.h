@@ -45,9 +45,9 @@ class Convolution {
       most_sources_ = larger(most_sources_, sources_.count(g));
       most_dests_ = larger(most_dests_, dests_.count(g));
     }
-    shared_ = p_.restriction ? groups_ : 0;
-    // The first level is done before the second, and both read what is staged once.
-    source_whole_ = source_whole_ || (shared_ > 0 && !source_direct_);
+    shared_ = p_.coarse ? groups_ : 0;
+    // The second level is added when the first is done for all groups.
+    dest_whole_ = dest_whole_ || (shared_ > 0 && !dest_direct_);
     staged_ = source_direct_ ? 0 : operands_for<Operand>(source_whole_ ? p_.source.channels : most_sources_);
     summed_ = dest_direct_ ? 0 : dest_whole_ ? p_.dest.channels : most_dests_;
   }
@@ -73,7 +73,8 @@ class Convolution {
     const int64_t length = tile_length(tile, shape.pitch);
     const int64_t source_distance = row_distance<Operand>(planes_.count * shape.size);
     const int64_t sum_distance = row_distance<T>(length);
-    const int64_t depth = operands_for<Operand>(most_sources_) * taps_ + shared_;
+    const int64_t depth = larger(operands_for<Operand>(most_sources_) * taps_, shared_);
+    const int64_t rows = larger(most_dests_, shared_ > 0 ? p_.dest.channels : 0) + 1;
 
     Workspace space;
     space.plan<Operand>(staged_ * source_distance);
@@ -82,9 +83,9 @@ class Convolution {
     space.plan<const Operand*>(depth);
     space.plan<int64_t>(depth);
     space.plan<Operand>(depth);
-    space.plan<T*>(most_dests_ + 1);
-    space.plan<const T*>(most_dests_);
-    space.plan<T>(most_dests_);
+    space.plan<T*>(rows);
+    space.plan<const T*>(rows);
+    space.plan<T>(rows);
     space.open();
     Operand* staged = space.take<Operand>(staged_ * source_distance);
     T* shared = space.take<T>(shared_ * sum_distance);
@@ -92,9 +93,9 @@ class Convolution {
     const Operand** sources = space.take<const Operand*>(depth);
     int64_t* steps = space.take<int64_t>(depth);
     Operand* column = space.take<Operand>(depth);
-    T** dests = space.take<T*>(most_dests_ + 1);
-    const T** residuals = space.take<const T*>(most_dests_);
-    T* bias = space.take<T>(most_dests_);
+    T** dests = space.take<T*>(rows);
+    const T** residuals = space.take<const T*>(rows);
+    T* bias = space.take<T>(rows);
 
     if (source_whole_)
       stage(p_.source, n, {nullptr, p_.source.channels}, planes_, tile, shape, staged, source_distance,
@@ -129,54 +130,35 @@ class Convolution {
       return j;
     };
 
-    if constexpr (!in_pairs) {
-      if (shared_ > 0) {
-        MultiplyJob<T> restrict_job = job;
-        restrict_job.rows = 1;
-        restrict_job.accumulate = restrict_job.clamped = false;
-        for (int64_t g = 0; g < groups_; ++g) {
-          restrict_job.depth = list_taps(g);
-          restrict_job.weight = p_.restriction + sources_.offsets[g] * p_.window_area;
-          restrict_job.weight_row_stride = sources_.count(g) * p_.window_area;
-          dests[0] = shared + g * sum_distance;
-          // Each loaded value meets one weight only, so the taps of a channel have to find it in L1.
-          constexpr int64_t narrow = 4 * Vec<T>::lanes;
-          for (int64_t pixel = 0; pixel < length; pixel += narrow) {
-            multiply_span<T, 1>(restrict_job, 0, pixel, narrow);
-          }
+    // Fills `dests` and `bias` with where the sums of some channels go and begin.
+    const auto list_dests = [&](const int32_t* to, int64_t count) {
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t channel = to ? to[r] : r;
+        if (dest_direct_) {
+          dests[r] = direct<T>(p_.dest, n, tile) + channel * p_.dest.stride_c;
+        } else {
+          dests[r] = sums + (dest_whole_ ? channel : r) * sum_distance;
         }
-        unstage(shared, sum_distance, shape.pitch, {nullptr, shared_}, sweep_, tile,
-                Finish<T>(Activation::none), Image<const Stored>{}, p_.shared, n);
+        if (p_.bias) bias[r] = p_.bias[channel];
       }
-    }
+      job.rows = count;
+      job.bias = p_.bias ? bias : nullptr;
+    };
 
     for (int64_t g = first_group; g < first_group + group_count; ++g) {
       const int32_t* to = dests_.of(g);
-      job.rows = dests_.count(g);
       if (!source_direct_ && !source_whole_) {
         stage(p_.source, n, {sources_.of(g), sources_.count(g)}, planes_, tile, shape, staged,
               source_distance, shape.size, p_.prologue);
       }
       job.depth = list_taps(g);
-      if constexpr (!in_pairs) {
-        for (int64_t i = 0; i < shared_; ++i) {
-          sources[job.depth] = shared + i * sum_distance;
-          steps[job.depth++] = sources_.count(g) * p_.window_area + i;
-        }
-      }
-      job.weight = weights.of(g) + p_.partition->outputs.offsets[g] * shared_;
-      job.weight_row_stride = weights.dest_step(g) + shared_;
-
-      for (int64_t r = 0; r < job.rows; ++r) {
-        if (dest_direct_) {
-          dests[r] = direct<T>(p_.dest, n, tile) + to[r] * p_.dest.stride_c;
-        } else {
-          dests[r] = sums + (dest_whole_ ? to[r] : r) * sum_distance;
-        }
-      }
-      if (p_.bias) {
-        for (int64_t r = 0; r < job.rows; ++r) bias[r] = p_.bias[to[r]];
-        job.bias = bias;
+      job.weight = weights.of(g);
+      job.weight_row_stride = weights.dest_step(g);
+      list_dests(to, dests_.count(g));
+      if (shared_ > 0) {
+        job.bias = nullptr;
+        job.weight += sources_.offsets[g] * p_.window_area;  // every group before had a row more
+        dests[job.rows++] = shared + g * sum_distance;
       }
       if (dest_direct_ && p_.residual.data) {
         for (int64_t r = 0; r < job.rows; ++r) {
@@ -190,6 +172,21 @@ class Convolution {
       if (!dest_direct_ && !dest_whole_) {
         unstage(sums, sum_distance, shape.pitch, {to, job.rows}, sweep_, tile, finish_, p_.residual, p_.dest,
                 n);
+      }
+    }
+    if constexpr (!in_pairs) {
+      if (shared_ > 0) {
+        unstage(shared, sum_distance, shape.pitch, {nullptr, shared_}, sweep_, tile,
+                Finish<T>(Activation::none), Image<const Stored>{}, p_.shared, n);
+        for (int64_t i = 0; i < shared_; ++i) {
+          sources[i] = shared + i * sum_distance;
+          steps[i] = i;
+        }
+        job.weight = p_.coarse;
+        job.depth = job.weight_row_stride = shared_;
+        job.accumulate = true;
+        list_dests(nullptr, p_.dest.channels);
+        multiply_rows(job);
       }
     }
     if (dest_whole_) {
@@ -217,7 +214,7 @@ class Convolution {
   bool source_direct_, source_whole_, dest_direct_, dest_whole_, accumulate_, clear_sums_;
   int64_t most_sources_ = 0, most_dests_ = 0;
   int64_t staged_, summed_;  // channels that a tile keeps in scratch
-  int64_t shared_;           // channels that every group makes one of and reads all of
+  int64_t shared_;           // channels that every group makes one of and every output reads
 };
 
 // Three quarters of the places in pairs are taken at least.
@@ -244,7 +241,7 @@ bool convolve_pairs(const ConvolveProblem<Stored>& problem) {
 
 template <class Stored>
 void convolve(const ConvolveProblem<Stored>& problem) {
-  if (problem.restriction) return Convolution<Stored>(problem).run();
+  if (problem.coarse) return Convolution<Stored>(problem).run();
   if (GROUPCONV_ISA::Kernels<Stored>::depthwise(problem)) return;
   if constexpr (multiplies_stored<Stored>) {
     if (!problem.prologue && convolve_pairs(problem)) return;

@@ -35,9 +35,9 @@ struct ConvolveProblem {
   Prologue<Compute> prologue;  // of a forward pass; an input gradient has none
   Image<Stored> dest;
   Image<const Stored> residual;  // data == nullptr: none; otherwise it has dest's strides, but for stride_n
-  // Two levels: every group makes one channel of `shared`, and all groups read all of them, pixel by pixel.
-  // A row of the weight is then followed by its weights for shared: reads · window_area + groups of them.
-  const Compute* restriction = nullptr;  // for each group [reads, window]; null: one level
+  // Two levels: every group makes one channel of `shared`, and every output reads all of them, pixel by pixel.
+  // A group's block of the weight then has a row more at its end, that of its shared channel.
+  const Compute* coarse = nullptr;  // [outputs, groups]; null: one level
   Image<Stored> shared;
   const Compute* weight = nullptr;
   const Compute* bias = nullptr;  // one per destination channel, or null

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/numeric.h"
@@ -115,31 +116,48 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
   return output;
 }
 
-// conv2d of two levels: a channel z_g = restriction_g * input for every group, and all of z added to every
-// group's outputs pixel by pixel. Returns the output and z.
+// The blocks of A, each with its group's row of R at its end: what reads the same is one product.
+template <class Compute>
+Tensor with_restriction(const Tensor& weight, const Tensor& restriction, const PartitionView& partition,
+                        int64_t area) {
+  const int64_t reads = partition.inputs.offsets[partition.groups];
+  Tensor rows = torch::stable::new_empty(weight, {(partition.entries() + reads) * area});
+  const auto* own = static_cast<const Compute*>(weight.data_ptr());
+  const auto* shared = static_cast<const Compute*>(restriction.data_ptr());
+  auto* to = static_cast<Compute*>(rows.data_ptr());
+  for (int64_t g = 0; g < partition.groups; ++g) {
+    const int64_t row = partition.inputs.count(g) * area;
+    to = std::copy_n(std::exchange(own, own + partition.outputs.count(g) * row),
+                     partition.outputs.count(g) * row, to);
+    to = std::copy_n(std::exchange(shared, shared + row), row, to);
+  }
+  return rows;
+}
+
+// conv2d of two levels: a channel z_g = restriction_g * input for every group, and coarse · z added to the
+// outputs pixel by pixel. Returns the output and z.
 std::tuple<Tensor, Tensor> two_level(const Tensor& input, const Tensor& weight, const Tensor& restriction,
-                                     const std::optional<Tensor>& bias, const Tensor& table,
-                                     int64_t out_channels, int64_t groups, int64_t stride_h, int64_t stride_w,
-                                     int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                                     const Tensor& coarse, const std::optional<Tensor>& bias,
+                                     const Tensor& table, int64_t stride_h, int64_t stride_w, int64_t pad_top,
+                                     int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
                                      int64_t dilation_h, int64_t dilation_w) {
   check_image("input", input);
+  STD_TORCH_CHECK(coarse.dim() == 2, "coarse must have sizes [outputs, groups], got ", sizes_text(coarse));
+  const int64_t out_channels = coarse.size(0);
   const PartitionView partition = read_partition(table, input.size(1), out_channels);
-  STD_TORCH_CHECK(groups == partition.groups, "groups is ", groups, ", the partition table says ",
-                  partition.groups);
+  STD_TORCH_CHECK(coarse.size(1) == partition.groups, "coarse has ", coarse.size(1),
+                  " columns, the partition table says ", partition.groups, " groups");
+  check_weight(weight, partition);
   check_like("weight", weight, "input", input);
   check_like("restriction", restriction, "input", input);
+  check_like("coarse", coarse, "input", input);
   const int64_t reads = partition.inputs.offsets[partition.groups];
-  STD_TORCH_CHECK(restriction.dim() == 3 && restriction.size(0) == reads, "restriction must have sizes [",
-                  reads, ", kh, kw], got ", sizes_text(restriction));
-  const Window window = make_window(restriction.size(1), restriction.size(2), stride_h, stride_w, pad_top,
-                                    pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
-  int64_t own, across, weights;
-  STD_TORCH_CHECK(
-      !__builtin_mul_overflow(partition.entries(), window.area(), &own) &&
-          !__builtin_mul_overflow(out_channels, partition.groups, &across) &&
-          !__builtin_add_overflow(own, across, &weights) && weight.dim() == 1 && weight.size(0) == weights,
-      "weight must be flat, with a window for each of ", partition.entries(), " entries and ",
-      partition.groups, " more for each of ", out_channels, " outputs, got sizes ", sizes_text(weight));
+  STD_TORCH_CHECK(restriction.dim() == 3 && restriction.size(0) == reads &&
+                      restriction.size(1) == weight.size(1) && restriction.size(2) == weight.size(2),
+                  "restriction must have sizes [", reads, ", ", weight.size(1), ", ", weight.size(2),
+                  "], got ", sizes_text(restriction));
+  const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
+                                    pad_left, pad_right, dilation_h, dilation_w);
   check_bias("bias", bias, input, out_channels);
   const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));
   check_dtype(input);
@@ -151,26 +169,25 @@ std::tuple<Tensor, Tensor> two_level(const Tensor& input, const Tensor& weight, 
   for_dtype(input, [&](auto element) {
     using Stored = decltype(element);
     using Compute = cpu::compute_t<Stored>;
-    const Tensor typed_weight = for_compute<Stored>(weight);
-    const Tensor typed_restriction = for_compute<Stored>(restriction);
-    const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : typed_weight;
-    // Both levels read what is staged, so all channels are staged at once.
-    const int64_t channels = std::max<int64_t>(partition.in_channels, 1);
-    Sweep sweep = make_sweep(forward_axis(vertical(window), input.size(2), sizes[2]),
-                             forward_axis(horizontal(window), input.size(3), sizes[3]), window.kernel_w,
-                             cpu::tile_bytes / static_cast<int64_t>(sizeof(Compute)) / channels);
-    check_span(sweep, partition.in_channels + out_channels + partition.groups);
+    const Tensor rows = with_restriction<Compute>(for_compute<Stored>(weight),
+                                                  for_compute<Stored>(restriction), partition, window.area());
+    const Tensor typed_coarse = for_compute<Stored>(coarse);
+    const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : typed_coarse;
     cpu::ConvolveProblem<Stored> problem;
     problem.source = image_of<const Stored>(input);
     problem.dest = image_of<Stored>(output);
     problem.shared = image_of<Stored>(shared);
-    problem.weight = static_cast<const Compute*>(typed_weight.data_ptr());
-    problem.restriction = static_cast<const Compute*>(typed_restriction.data_ptr());
+    problem.weight = static_cast<const Compute*>(rows.data_ptr());
+    problem.coarse = static_cast<const Compute*>(typed_coarse.data_ptr());
     if (bias) problem.bias = static_cast<const Compute*>(typed_bias.data_ptr());
     problem.partition = &partition;
     problem.window_area = window.area();
-    problem.sweep = &sweep;
     problem.threads = threads_for(partition, window, sizes[0] * sizes[2] * sizes[3]);
+    Sweep sweep = make_sweep(forward_axis(vertical(window), input.size(2), sizes[2]),
+                             forward_axis(horizontal(window), input.size(3), sizes[3]), window.kernel_w,
+                             plane_pixels(problem.source, partition.inputs, partition.groups));
+    check_span(sweep, partition.in_channels + out_channels + partition.groups);
+    problem.sweep = &sweep;
     if (collapse(sweep, problem.source, problem.dest)) problem.shared = problem.shared.as_row();
     cpu::typed<Stored>(cpu::kernels()).convolve(problem);
   });

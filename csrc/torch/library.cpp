@@ -61,12 +61,12 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
       "kronecker_conv2d_grad(Tensor grad, Tensor input, Tensor weight, Tensor gates, int stride_h, "
       "int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, "
       "int dilation_w) -> (Tensor, Tensor)");
-  // z = a channel for each group, [reads, kh, kw] of restriction; y = conv(input) + all of z pixel by pixel + bias;
-  // weight is flat, and in it a row of a block is followed by its weights for z. Returns y and z
+  // z = a channel for each group, [reads, kh, kw] of restriction; y = conv(input) + coarse · z + bias, coarse
+  // [outputs, groups]. Returns y and z
   m.def(
-      "two_level(Tensor input, Tensor weight, Tensor restriction, Tensor? bias, Tensor table, int out_channels, "
-      "int groups, int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, "
-      "int dilation_h, int dilation_w) -> (Tensor, Tensor)");
+      "two_level(Tensor input, Tensor weight, Tensor restriction, Tensor coarse, Tensor? bias, Tensor table, "
+      "int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, "
+      "int dilation_w) -> (Tensor, Tensor)");
   // activation(W_S … W_1 input + bias): pointwise stages, each with a packed weight [entries, 1, 1] and a table
   m.def(
       "chain(Tensor input, Tensor[] weights, Tensor? bias, Tensor[] tables, int out_channels, int activation) "

@@ -14,6 +14,7 @@
 
 #include "core/epilogue.h"
 #include "core/problem.h"
+#include "torch/huge_pages.h"
 
 namespace groupconv::ops {
 
@@ -168,7 +169,11 @@ inline Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& s, b
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(4, s.data(), strides, dtype, device_type, like.get_device_index(), &handle));
-  return Tensor(handle);
+  Tensor image(handle);
+  if (device_type == aoti_torch_device_type_cpu()) {
+    ask_for_huge_pages(image.data_ptr(), static_cast<size_t>(image.numel()) * image.element_size());
+  }
+  return image;
 }
 
 template <class T>

@@ -6,10 +6,10 @@ another form, so that a slow moment falls on all of them. Forward (evaluation, N
     ours              the network as it trains, its learned layers still learning
     ours, converted   groups fixed, weights packed
     ours, folded      normalisations folded into the convolutions as well
-    ours, compiled    converted, through torch.compile with freezing         (--compile)
+    ours, compiled    folded, through torch.compile with freezing            (--compile)
     plain             index_select and grouped convolutions, the same function
     plain, folded     the same with its normalisations folded
-    plain, compiled   plain, through torch.compile with freezing             (--compile)
+    plain, compiled   folded, through torch.compile with freezing            (--compile)
     unpermuted        grouped convolutions alone: the same work, another function
     standard          the network of dense convolutions that it replaces
 
@@ -17,7 +17,8 @@ and a training step (forward, backward, SGD with momentum; `--train`): ours, pla
 as a dense convolution of a masked weight), unpermuted, standard. Outputs of ours and plain are
 compared before anything is timed. Leaves networks.json with everything, networks.csv, networks.md
 and, with matplotlib, networks.png: time against multiply-adds; another run into the same folder
-adds to them. `--engines` adds ONNX Runtime and OpenVINO where they are installed.
+adds to them. `--engines` adds ONNX Runtime and OpenVINO where they are installed; `--layout NHWC`
+has every form in channels_last.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ import groupconv_ext as gc
 from groupconv_ext.bench import machine
 from groupconv_ext.bench.results import write_whole
 from groupconv_ext.bench.timing import Plan, Timing, interleave
+
+LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,8 @@ def forward_forms(network: Network, device: str, compiles: bool) -> dict[str, nn
     }
     forms = {name: form.to(device).eval() for name, form in forms.items()}
     if compiles:
-        for name in ("ours, converted", "plain"):
-            short = name.partition(",")[0]
-            forms[f"{short}, compiled"] = torch.compile(copy.deepcopy(forms[name]))
+        for whose in ("ours", "plain"):
+            forms[f"{whose}, compiled"] = torch.compile(copy.deepcopy(forms[f"{whose}, folded"]))
     return forms
 
 
@@ -229,13 +231,14 @@ def measure(name: str, direction: str, chosen: argparse.Namespace, plan: Plan) -
     device = chosen.device
     batch = (chosen.batch or network.batch) if direction == "training" else (chosen.batch or 1)
     torch.manual_seed(1)
-    x = torch.randn(batch, 3, network.size, network.size).to(device)
+    layout = LAYOUTS[chosen.layout]
+    x = torch.randn(batch, 3, network.size, network.size).to(device, memory_format=layout)
     if direction == "training":
-        forms = training_forms(network, device)
+        forms = laid_out(training_forms(network, device), layout)
         check(forms["ours"], forms["plain"], x)
         calls = {form: step(model, x) for form, model in forms.items()}
     else:
-        forms = forward_forms(network, device, chosen.compile)
+        forms = laid_out(forward_forms(network, device, chosen.compile), layout)
         check(forms["ours"], forms["plain"], x)
         for form in ("ours, converted", "ours, folded", "plain, folded"):
             check(forms[form], forms["plain"], x)
@@ -249,6 +252,10 @@ def measure(name: str, direction: str, chosen: argparse.Namespace, plan: Plan) -
     for form, timing in timings.items():
         count = replaced if form == "standard" else counted
         yield row(name, direction, form, batch, network.size, count, timing, timings[reference])
+
+
+def laid_out(forms: dict[str, nn.Module], layout: torch.memory_format) -> dict[str, nn.Module]:
+    return {form: model.to(memory_format=layout) for form, model in forms.items()}
 
 
 def row(
@@ -330,10 +337,15 @@ def table(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def earlier(folder: Path) -> list[Row]:
+def earlier(folder: Path, conditions: dict[str, str]) -> list[Row]:
     """What a run before this one has left in the folder: other networks, the other direction."""
     path = folder / "networks.json"
-    return [Row(**row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
+    if not path.exists():
+        return []
+    left = json.loads(path.read_text())
+    if left["conditions"].get("layout", "NCHW") != conditions["layout"]:
+        raise SystemExit(f"{path} is of the other layout; choose another --out")
+    return [Row(**row) for row in left["rows"]]
 
 
 def leave(folder: Path, rows: list[Row], conditions: dict[str, str]) -> None:
@@ -358,6 +370,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="names that hold it")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), default="NCHW")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, help="default: 1, and a few in a training step")
     parser.add_argument("--train", action="store_true", help="training steps, not forward passes")
@@ -378,10 +391,10 @@ def main() -> None:
         raise SystemExit(f"no network is called {chosen.only}; there are {list(NETWORKS)}")
     plan = Plan(seconds=chosen.seconds, least_rounds=5, most_rounds=51)
     direction = "training" if chosen.train else "forward"
-    conditions = machine.conditions(chosen.threads)
+    conditions = {**machine.conditions(chosen.threads), "layout": chosen.layout}
     if chosen.device == "cuda":
         conditions["gpu"] = torch.cuda.get_device_name()
-    rows = earlier(chosen.out)
+    rows = earlier(chosen.out, conditions)
     if chosen.resume:
         done = {(row.network, row.direction) for row in rows}
         names = [name for name in names if (name, direction) not in done]

@@ -81,6 +81,19 @@ def test_plain_networks_learn_as_ours_do(name: str, load: Any) -> None:
     torch.testing.assert_close(gradients["ours"], gradients["plain"], rtol=2e-2, atol=2e-2 * scale)
 
 
+def test_every_form_takes_channels_last(load: Any) -> None:
+    networks: ModuleType = load("networks")
+    forms = networks.forward_forms(network(load, "IGC"), "cpu", compiles=False)
+    x = torch.randn(1, 3, 64, 64)
+    expected = forms["plain"](x)
+    layout = networks.LAYOUTS["NHWC"]
+    for model in networks.laid_out(forms, layout).values():
+        weights = [weight for weight in model.parameters() if weight.dim() == 4]
+        assert all(weight.is_contiguous(memory_format=layout) for weight in weights)
+    found = forms["ours, folded"](x.contiguous(memory_format=layout))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_wrong_answer_stops_the_run(load: Any) -> None:
     networks: ModuleType = load("networks")
     forms = networks.forward_forms(network(load, "IGC"), "cpu", compiles=False)
@@ -107,6 +120,9 @@ def test_a_run_leaves_its_tables_and_another_adds_to_them(
         monkeypatch.setattr(sys, "argv", [*command, "--resume"])
         networks.main()
         assert (tmp_path / "networks.json").read_text() == measured
+        monkeypatch.setattr(sys, "argv", [*command, "--layout", "NHWC"])
+        with pytest.raises(SystemExit, match="other layout"):
+            networks.main()
     finally:
         torch.set_num_threads(threads)
     found = json.loads((tmp_path / "networks.json").read_text())

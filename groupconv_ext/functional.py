@@ -84,8 +84,8 @@ def conv2d(
         raise ValueError(f"x has shape {list(x.shape)}; expected [B, C, H, W] or [C, H, W]")
     if not isinstance(partition, Partition):
         raise TypeError(f"partition is {partition!r}; expected a groupconv_ext.Partition")
-    device = x.device
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+    device = "cpu" if x.is_cpu else x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
         x, weight, bias, residual = _autocast(x, weight, bias, residual)
         prologue = None if prologue is None else _autocast_prologue(prologue, x)
     weight = packed_weight(weight, partition)
@@ -98,8 +98,8 @@ def conv2d(
     if prologue is not None:
         needs_grad = needs_grad or wants_grad(prologue.scale, prologue.shift)
     in_forward_mode = forward_ad._current_level >= 0
-    call = (device.type, x.dtype, needs_grad, in_forward_mode, prologue is not None)
-    by_operands = backend == "auto" and device.type == "cuda"
+    call = (device, x.dtype, needs_grad, in_forward_mode, prologue is not None)
+    by_operands = backend == "auto" and device == "cuda"
     chosen = None if is_compiling() or by_operands else _choices.get((backend, call))
     if by_operands:
         operands = (x, weight, bias, residual, partition, window, activation, prologue)

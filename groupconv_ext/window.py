@@ -101,7 +101,10 @@ def _halves(total: int) -> tuple[int, int]:
 
 
 def _pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
-    first, second = _unpack(name, value)
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        first, second = value  # what layers hold, at little cost
+    else:
+        first, second = _unpack(name, value)
     if not (least <= first <= LARGEST and least <= second <= LARGEST):
         raise ValueError(f"{name} is {value}; expected {least} ≤ {name} ≤ 2³¹ − 1")
     return first, second

@@ -212,6 +212,8 @@ class NativeOperations:
         window: Window,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`Operations`."""
+        if not x.is_cpu:
+            _ops.follow_tf32(x)
         table = within.table(x.device)
         return _ops.two_level(x, weight, restriction, coarse, bias, table, *window)
 

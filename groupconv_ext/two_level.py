@@ -1,11 +1,12 @@
-"""The two-level group convolution as a function, in one pass over the input and the output.
+"""The two-level group convolution as a function, with one pass over the output.
 
     z_k = R_k * x[inputs_k]                                  one channel for every group k
     y[outputs_k] = A_k * x[inputs_k] + S[outputs_k] z + bias[outputs_k]
 
-(two_level, eq. 3.3-3.5). In the native operation z_k is one more output of A's group k, made from
-what that group reads anyway, and S z is added to a tile of y while it lies in cache. Backwards too,
-the gradients of y and z go through A and R as one convolution.
+(two_level, eq. 3.3-3.5). In the native operation for the CPU z_k is one more output of A's group k,
+made from what that group reads anyway, and S z is added to a tile of y while it lies in cache. The
+CUDA kernels make z first; A's convolution then reads it like the channels of one more tap.
+Backwards the gradients of y and z go through A and R as one convolution.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ def two_level_conv2d(
         stride: As in :func:`~groupconv_ext.conv2d`, and so are the rest.
         padding: See ``stride``.
         dilation: See ``stride``.
-        backend: The native kernels for the CPU do both levels in one pass over x, the Triton
-            kernels add the second to the first in its epilogue, every other backend takes three
-            convolutions.
+        backend: The native kernels for the CPU do both levels in one pass over x, those for CUDA
+            and the Triton kernels add the second to the first before it is rounded, every other
+            backend takes three convolutions.
     """
     device = x.device.type
     autocast = device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
@@ -124,8 +125,7 @@ def _fused_by(backend: str, call: Call) -> Operations | None:
     if chosen is TRITON:
         load()
         return TRITON_OPERATIONS
-    native = chosen.name == "native" and call.device_type in ("cpu", "meta")
-    return NATIVE_OPERATIONS if native else None
+    return NATIVE_OPERATIONS if chosen.name == "native" else None
 
 
 class _TwoLevel(torch.autograd.Function):

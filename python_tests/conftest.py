@@ -5,9 +5,12 @@ largest value), so a result that was never written cannot pass for a right one. 
 from the same random state, and every Hypothesis example replays with its own.
 """
 
+import ctypes
 import os
 import time
 from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
 
 import hypothesis
 import pytest
@@ -19,6 +22,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from cuda_on_cpu import build as builder
 
 # Without a GPU the Triton kernels run in Triton's interpreter; Triton looks when they are loaded.
 if not torch.cuda.is_available():
@@ -101,3 +105,34 @@ def float32_is_float32() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+# ---- the CUDA kernels on the CPU ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    path = builder.build(tmp_path_factory.getbasetemp().parent)
+    torch.ops.load_library(path)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
+def ops(library: ctypes.CDLL, request: pytest.FixtureRequest) -> Any:
+    """The ops, with the threads of a block taking their turns in either order."""
+    library.take_turns_backwards(ctypes.c_bool(request.param))
+    return getattr(torch.ops, builder.NAMESPACE)
+
+
+@pytest.fixture
+def in_their_place(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything above the ops uses those of the CUDA kernels."""
+    # Imported when asked for: the rules of the house are tested where the package is not.
+    above = import_module("groupconv_ext._ops")
+    labelled = import_module("groupconv_ext.operations").NativeLabelledOperations
+    for name in above.__all__:
+        if hasattr(ops, name):
+            operation = getattr(ops, name).default
+            monkeypatch.setattr(above, name, operation)
+            if hasattr(labelled, name):
+                monkeypatch.setattr(labelled, name, staticmethod(operation))

@@ -156,6 +156,21 @@ def test_chain() -> None:
     torch.testing.assert_close(run("native"), run("reference"))
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_two_levels(layout: str, dtype: torch.dtype) -> None:
+    for channels, groups, kernel in ((96, 8, 3), (64, 32, 1), (70, 2, 1)):
+        layer = gc.nn.TwoLevelConv2d(channels, 2 * channels, kernel, groups=groups)
+        layer = layer.to("cuda", dtype)
+        x = LAYOUTS[layout](torch.randn(2, channels, 13, 18)).to("cuda", dtype)
+        layer.backend = "native"
+        with torch.no_grad():
+            y = layer(x)
+            layer.double().backend = "reference"
+            exact = layer(x.double())
+        assert (y.double() - exact).norm() / exact.norm() < 4 * TOLERANCE[dtype]
+
+
 def test_operands_on_two_devices_are_refused() -> None:
     p = PARTITIONS["small groups"]
     x, weight, bias = random_operands(p, 1, torch.float32)

@@ -5,135 +5,29 @@ what only a GPU has: its scheduler, its instructions and its speed.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cuda_cases import (
+    CASES,
+    CUDA_ON_CPU,
+    SAME,
+    Problem,
+    assert_close,
+    hostile_tables,
+    overlapping,
+    wide_overlap,
+)
 from cuda_on_cpu import build as builder
 from helpers import LAYOUTS, needs_native
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, _ops, reference
-from groupconv_ext.operations import NativeLabelledOperations
-from groupconv_ext.window import Window
 
-pytestmark = [
-    pytest.mark.native,
-    pytest.mark.skipif(
-        builder.COMPILER is None or not builder.CSRC.is_dir(),
-        reason="needs g++ and the native sources",
-    ),
-]
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-TOLERANCE = {
-    torch.float64: 1e-13,
-    torch.float32: 2e-6,
-    torch.bfloat16: 1e-2,
-    torch.float16: 1.5e-3,
-}
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    path = builder.build(tmp_path_factory.getbasetemp().parent)
-    torch.ops.load_library(path)
-    return ctypes.CDLL(str(path))
-
-
-@pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
-def ops(library: ctypes.CDLL, request: pytest.FixtureRequest) -> Any:
-    """The ops, with the threads of a block taking their turns in either order."""
-    library.take_turns_backwards(ctypes.c_bool(request.param))
-    return getattr(torch.ops, builder.NAMESPACE)
-
-
-@pytest.fixture
-def in_their_place(ops: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything above the ops uses those of the CUDA kernels."""
-    for name in _ops.__all__:
-        if hasattr(ops, name):
-            operation = getattr(ops, name).default
-            monkeypatch.setattr(_ops, name, operation)
-            if hasattr(NativeLabelledOperations, name):
-                monkeypatch.setattr(NativeLabelledOperations, name, staticmethod(operation))
-    return
-
-
-@dataclass
-class Problem:
-    partition: Partition
-    batch: int = 2
-    size: tuple[int, int] = (5, 6)
-    kernel: tuple[int, int] = (1, 1)
-    window: Window = field(default_factory=lambda: Window(1, 1, 0, 0, 0, 0, 1, 1))
-
-    def tensors(self, dtype: torch.dtype, channels_last: bool) -> tuple[torch.Tensor, ...]:
-        p = self.partition
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        x = torch.randn(self.batch, p.in_channels, *self.size).to(dtype)
-        weight = torch.randn(p.entries, *self.kernel).to(dtype)
-        return x.contiguous(memory_format=layout), weight, torch.randn(p.out_channels).to(dtype)
-
-    def reference(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        activation: str = "none",
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        w = self.window
-        geometry = (w[0], w[1]), (w[2], w[3], w[4], w[5]), (w[6], w[7])
-        return reference.conv2d(x, weight, bias, self.partition, *geometry, activation, residual)
-
-
-def overlapping() -> Partition:
-    inputs = [[0, 3, 5], [], [5, 1, 0, 6, 2]]
-    outputs = [[4, 0], [2, 5], [1, 3, 6]]
-    return Partition.from_lists(inputs, outputs, in_channels=8, out_channels=7)
-
-
-def wide_overlap() -> Partition:
-    inputs = [list(range(39)), list(range(20, 61)), list(range(10, 30))]
-    outputs = [list(range(33)), list(range(33, 70)), list(range(70, 81))]
-    return Partition.from_lists(inputs, outputs, in_channels=64, out_channels=81)
-
-
-ODD = Window(2, 3, 0, 2, 3, 1, 2, 1)
-SAME = Window(1, 1, 1, 1, 1, 1, 1, 1)
-CASES = {
-    "pointwise": Problem(Partition.contiguous(16, 8, 2)),
-    "wider than a tile": Problem(Partition.random(40, 140, 2, seed=1), size=(9, 9)),
-    "deeper than a step": Problem(Partition.random(140, 6, 2, seed=2, uneven=True)),
-    "depthwise": Problem(Partition.contiguous(12, 12, 12), 1, (20, 17), (3, 3), SAME),
-    "overlap, no inputs": Problem(overlapping(), 2, (5, 6), (3, 2), ODD),
-    "wide overlap": Problem(wide_overlap(), 1, (4, 5), (2, 2), ODD),
-    "strided": Problem(
-        Partition.random(48, 36, 3, seed=4), 2, (9, 8), (3, 3), Window(2, 2, 1, 1, 1, 1, 1, 1)
-    ),
-    "stride beyond the image": Problem(
-        Partition.interleaved(6, 4, 2), 2, (3, 2), (2, 1), Window(7, 9, 2, 1, 0, 1, 1, 1)
-    ),
-    "more padding than image": Problem(
-        Partition.interleaved(4, 4, 2), 2, (1, 2), (2, 2), Window(1, 1, 3, 3, 3, 3, 1, 1)
-    ),
-    "neighbours in memory": Problem(Partition.contiguous(128, 136, 2), 2, (8, 24)),
-    "many pixels": Problem(Partition.random(40, 72, 2, seed=9), 2, (30, 33)),
-    "more weights than fit": Problem(Partition.random(160, 70, 1, seed=6), 1, (6, 7), (3, 3), SAME),
-    "small groups": Problem(Partition.random(96, 96, 16, seed=7), 2, (8, 9), (3, 3), SAME),
-    "more groups than threads": Problem(Partition.random(1100, 1100, 1100, seed=3), 1, (1, 1)),
-}
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    assert found.dtype == dtype
-    assert found.shape == expected.shape
-    error = (found.double() - expected).norm()
-    assert error <= TOLERANCE[dtype] * (expected.norm() + 1e-30), error / expected.norm()
+pytestmark = CUDA_ON_CPU
 
 
 @pytest.mark.parametrize(
@@ -313,171 +207,6 @@ def test_prologue(relu: bool, channels_last: bool) -> None:
     torch.testing.assert_close(run("native"), run("reference"))
 
 
-# ---- learned groups ------------------------------------------------------------------------------
-
-
-def layer_and_gradients(
-    layer: torch.nn.Module, x: torch.Tensor, backend: str
-) -> list[torch.Tensor | None]:
-    layer.backend = backend  # type: ignore[assignment]
-    x = x.detach().requires_grad_()
-    y = layer(x)
-    operands = [x, *(p for p in layer.parameters() if p.requires_grad)]
-    return [y, *torch.autograd.grad(y, operands, torch.cos(y.detach()), allow_unused=True)]
-
-
-LEARNED: dict[str, Callable[[], torch.nn.Module]] = {
-    "flgc": lambda: gc.nn.FLGConv2d(24, 40, 1, groups=5),
-    "flgc, winner": lambda: gc.nn.FLGConv2d(24, 40, 1, groups=5, gradient="winner"),
-    "flgc, masked": lambda: gc.nn.FLGConv2d(
-        11, 14, 3, 2, 1, groups=3, weight_gradient="masked", bias=False
-    ),
-    "dgconv": lambda: gc.nn.DGConv2d(24, 36, 1),
-    "dgconv, strided": lambda: gc.nn.DGConv2d(12, 30, 3, 2, 1),
-    "dgconv, one factor": lambda: gc.nn.DGConv2d(5, 10, 1),
-}
-
-
-@needs_native
-@pytest.mark.usefixtures("in_their_place")
-@pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
-@pytest.mark.parametrize("name", LEARNED)
-def test_learned_groups(name: str, frozen: bool) -> None:
-    layer = LEARNED[name]().double()
-    if isinstance(layer, gc.nn.DGConv2d):
-        with torch.no_grad():
-            layer.gates.copy_(torch.randn_like(layer.gates))
-    if frozen:
-        layer.freeze_structure()
-    ins = layer.in_channels
-    x = torch.randn(2, ins, 6, 5, dtype=torch.float64)
-    torch.testing.assert_close(
-        layer_and_gradients(layer, x, "native"), layer_and_gradients(layer, x, "dense")
-    )
-
-
-def test_masked_products_and_packing(ops: Any) -> None:
-    p = Partition.random(19, 23, 4, seed=11, uneven=True)
-    dense = torch.randn(23, 19, 3)
-    labels = [torch.empty(c, dtype=torch.int32) for c in (19, 23)]
-    for side, label in zip((p.inputs, p.outputs), labels, strict=True):
-        for group, channels in enumerate(side):
-            label[list(channels)] = group
-    assert torch.equal(ops.mask_weight(dense, *labels), dense * p.mask()[..., None])
-    packed = ops.pack(dense, p.cpu_table, p.entries, False)
-    assert torch.equal(packed, p.pack(dense))
-    assert torch.equal(ops.unpack(packed, p.cpu_table, 23, 19, False), p.unpack(packed))
-    narrow = ops.pack(dense, p.cpu_table, p.entries, True)
-    assert torch.equal(narrow, packed.bfloat16())
-    assert torch.equal(ops.unpack(narrow, p.cpu_table, 23, 19, True), p.unpack(narrow.float()))
-    weight = torch.randn(23, 19, 1, 1)
-    x, grad = torch.randn(2, 19, 4, 5), torch.randn(2, 23, 4, 5)
-    pointwise = (1, 1, 0, 0, 0, 0, 1, 1)
-    found = ops.labelled_conv2d(x.half(), weight, None, *labels, 4, *pointwise)
-    expected = reference.conv2d(x.half().double(), p.pack(weight.half().double()), None, p)
-    assert_close(found, expected, torch.float16)
-    found = ops.labelled_conv2d_weight_grad(grad, x, *labels, 4, 1, 1, *pointwise)
-    by_weight = ops.conv2d_weight_grad(grad, x, p.cpu_table, p.entries, 1, 1, *pointwise)
-    torch.testing.assert_close(found, p.unpack(by_weight))
-
-
-def test_what_no_label_can_be_becomes_nan(ops: Any) -> None:
-    """The device finds it after the call; there is nobody left to raise to."""
-    logits = torch.randn(6, 3)
-    assert torch.equal(ops.row_labels(logits, "x"), logits.argmax(1).int())
-    logits[2, 1] = torch.inf
-    labels = ops.row_labels(logits, "x")
-    assert labels[2] == -1
-    x, weight, pointwise = (
-        torch.randn(1, 6, 2, 2),
-        torch.randn(6, 6, 1, 1),
-        (1, 1, 0, 0, 0, 0, 1, 1),
-    )
-    sound = torch.zeros(6, dtype=torch.int32)
-    for pair in ((labels, sound), (sound, labels), (sound, sound + 3)):
-        assert ops.labelled_conv2d(x, weight, None, *pair, 3, *pointwise).isnan().all()
-        found = ops.label_grad(
-            weight, weight, torch.randn(6, 3), torch.randn(6, 3), *pair, False, False
-        )
-        assert all(g.isnan().all() for g in found[1:])
-    ins, outs = ops.kronecker_labels(torch.tensor([1.0, torch.nan]), 6, 6, "x")
-    assert (ins == -1).all()
-    assert (outs == -1).all()
-    assert ops.kronecker_grad(weight, weight, torch.tensor([1.0, torch.nan]))[1].isnan().all()
-
-
-# ---- chains --------------------------------------------------------------------------------------
-
-
-@needs_native
-@pytest.mark.usefixtures("in_their_place")
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("activation", [None, "relu", "silu"])
-def test_chain(activation: str | None, channels_last: bool) -> None:
-    partitions = [
-        Partition.random(24, 40, 4, seed=1),
-        wide_overlap_to(40, 33),
-        Partition.random(33, 22, 11, seed=3),
-    ]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.randn(2, 24, 7, 11, dtype=torch.float64).contiguous(memory_format=layout)
-    weights = [torch.randn(p.entries, 1, 1, dtype=torch.float64) for p in partitions]
-    bias = torch.randn(22, dtype=torch.float64)
-    operands = [t.requires_grad_() for t in (x, bias, *weights)]
-
-    def run(backend: str) -> list[torch.Tensor]:
-        y = gc.chain(
-            x, weights, bias, partitions=partitions, activation=activation, backend=backend
-        )
-        return [y, *torch.autograd.grad(y, operands, torch.cos(y.detach()))]
-
-    torch.testing.assert_close(run("native"), run("reference"))
-
-
-def wide_overlap_to(ins: int, outs: int) -> Partition:
-    """Overlapping inputs of which some are in no group."""
-    inputs = [list(range(ins - 9)), list(range(ins // 2, ins - 3)), []]
-    outputs = [list(range(0, outs, 2)), list(range(1, outs - 4, 2)), list(range(outs - 3, outs, 2))]
-    outputs[2] = sorted(set(range(outs)) - set(outputs[0]) - set(outputs[1]))
-    return Partition.from_lists(inputs, outputs, in_channels=ins, out_channels=outs)
-
-
-def test_chain_of_the_wrong_tables(ops: Any) -> None:
-    first, last = Partition.random(8, 12, 2, seed=1), Partition.random(12, 6, 3, seed=2)
-    x = torch.randn(1, 8, 3, 3)
-    weights = [torch.randn(p.entries, 1, 1) for p in (first, last)]
-    tables = [p.cpu_table.clone() for p in (first, last)]
-    assert ops.chain(x, weights, None, tables, 6, 0).isfinite().all()
-    grad, entries = torch.randn(1, 6, 3, 3), first.entries + last.entries
-    for table, place, value in (
-        (0, 1, 11),
-        (0, 1, 2**31 - 1),
-        (1, 0, 13),
-        (1, 20, 12),
-        (0, 20, -1),
-    ):
-        hostile = [t.clone() for t in tables]
-        hostile[table][place] = value
-        assert ops.chain(x, weights, None, hostile, 6, 0).isnan().all()
-        found = ops.chain_grad(grad, x, weights, hostile, entries, True, True)
-        assert all(g.isnan().all() for g in found)
-    with pytest.raises(RuntimeError, match="up to 8 stages, got 9"):
-        ops.chain(x, weights * 4 + weights[:1], None, tables * 4 + tables[:1], 6, 0)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_chain_of_many_channels(ops: Any, dtype: torch.dtype) -> None:
-    """A tile of few pixels, in every dtype."""
-    partitions = [Partition.random(512, 512, 64, seed=s) for s in range(2)]
-    x = torch.randn(1, 512, 3, 5).to(dtype)
-    weights = [torch.randn(p.entries, 1, 1).to(dtype) for p in partitions]
-    y = ops.chain(x, weights, None, [p.cpu_table for p in partitions], 512, 0)
-    expected = x.double()
-    for weight, partition in zip(weights, partitions, strict=True):
-        expected = reference.conv2d(expected, weight.double(), None, partition)
-    assert_close(y, expected, dtype)
-
-
 @pytest.mark.parametrize("where", ["weight", "input", "gradient"])
 def test_what_is_infinite_stays_where_it_is(ops: Any, where: str) -> None:
     """A tile's zeros, for padding or for another group, times infinity are nobody's product."""
@@ -553,7 +282,7 @@ def test_plans_of_random_partitions(library: ctypes.CDLL, round_: int) -> None:
 def test_choices_keep_within_their_bounds(library: ctypes.CDLL) -> None:
     """Shared by all sizes: memory for slices, short types alone on tensor cores, no overflow."""
     rng = np.random.default_rng(int(torch.randint(2**31, ()).item()))
-    found = (ctypes.c_int64 * 8)()
+    found = (ctypes.c_int64 * 9)()
     for _ in range(5000):
         element = int(rng.integers(4))
         ins, outs = (int(2 ** (rng.random() * 14)) for _ in range(2))
@@ -562,10 +291,12 @@ def test_choices_keep_within_their_bounds(library: ctypes.CDLL) -> None:
         side = int(2 ** (rng.random() * 40))
         sizes = (ins, outs, 100 + 3 * (ins + outs), entries, area, pixels, side)
         library.choices(element, *map(ctypes.c_int64, sizes), found)
-        kernel, rows, words, grad_kernel, side_of_tile, slices, channel_slices, blocks = found
+        kernel, rows, words, grad_kernel, side_of_tile, slices, channel_slices, blocks, two = found
         on_tensor_cores = kernel >= 3
         assert on_tensor_cores <= (element >= 2 and side < 2**30)
         assert (grad_kernel >= 2) == on_tensor_cores
+        assert two >= 3 if on_tensor_cores else two >= 2  # those that have coarse channels
+        assert (two >= 3) <= (element >= 2 and side < 2**30)
         assert rows in (4, 16, 32, 64)
         assert side_of_tile in (16, 32, 64)
         assert words > 0
@@ -578,39 +309,6 @@ def test_choices_keep_within_their_bounds(library: ctypes.CDLL) -> None:
 
 
 # ---- bad input ----------------------------------------------------------------------------------
-
-
-def hostile_tables() -> dict[str, np.ndarray]:
-    sound = overlapping().cpu_table.numpy()
-    groups, reads = int(sound[2]), int(sound[3])
-    in_offsets, out_offsets = 4, 4 + groups + 1
-    inputs = out_offsets + groups + 1
-    outputs = inputs + reads
-    changes = {
-        "in_channels": (0, 9),
-        "out_channels": (1, 2**31 - 1),
-        "no groups": (2, 0),
-        "negative groups": (2, -3),
-        "too many groups": (2, 2**31 - 1),
-        "negative reads": (3, -(2**31)),
-        "too many reads": (3, 2**31 - 1),
-        "first offset": (in_offsets, -1),
-        "falling offset": (in_offsets + 1, 100),
-        "negative offset": (out_offsets + 1, -5),
-        "last offset": (out_offsets + groups, 100),
-        "input too large": (inputs, 8),
-        "input negative": (inputs + 1, -1),
-        "output too large": (outputs, 7),
-        "output negative": (outputs + 2, -(2**31)),
-        "output twice": (outputs, int(sound[outputs + 1])),
-        "other block sizes": (out_offsets + 1, 1),
-    }
-    tables = {}
-    for name, (position, value) in changes.items():
-        tables[name] = sound.copy()
-        tables[name][position] = value
-    tables["too short"] = sound[: 8 + overlapping().out_channels]
-    return tables
 
 
 Call = Callable[[Any, Problem, torch.Tensor], torch.Tensor]

@@ -46,6 +46,19 @@ struct Shift {
   int32_t row, col;
 };
 
+// Which channels a tile has: those of a list, with the lengths of their runs (plan.h), or neighbours.
+struct ListedChannels {
+  const int32_t* list;
+  const int32_t* runs;
+  __device__ int64_t at(int c) const { return list[c]; }
+  __device__ bool are_neighbours(int c, int count) const { return runs[c] >= count; }
+};
+struct NeighbouringChannels {
+  int64_t first;
+  __device__ int64_t at(int c) const { return first + c; }
+  __device__ bool are_neighbours(int, int) const { return true; }
+};
+
 template <class T, int Channels, int Pixels>
 struct GatheredTile {
   static constexpr int pixel_row = Channels + row_padding<T>, channel_row = Pixels + row_padding<T>;
@@ -63,10 +76,10 @@ __device__ inline bool is_aligned(const void* address) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0;
 }
 
-// `list`: channels, of which `count` exist, with the lengths of their runs (plan.h).
-template <class T, int Channels, int Pixels>
-__device__ void gather(const GatherSource<T>& source, const int32_t* list, const int32_t* runs, int count,
-                       const Origin* origins, const Shift& shift, T* to) {
+// `list`: channels, of which `count` exist.
+template <class T, int Channels, int Pixels, class List>
+__device__ void gather(const GatherSource<T>& source, const List& list, int count, const Origin* origins,
+                       const Shift& shift, T* to) {
   using Tile = GatheredTile<T, Channels, Pixels>;
   constexpr int run = run_length<T>;
   constexpr int units = Channels * Pixels / run;
@@ -74,10 +87,10 @@ __device__ void gather(const GatherSource<T>& source, const int32_t* list, const
   const int64_t shifted = shift.row * image.stride_h + shift.col * image.stride_w;
   const auto element = [&](int c, int p) {
     if (c >= count || !exists(image, origins[p], shift)) return T(0.0f);
-    const T x = image.data[origins[p].offset + shifted + list[c] * image.stride_c];
+    const T x = image.data[origins[p].offset + shifted + list.at(c) * image.stride_c];
     return source.before.scale == nullptr
                ? x
-               : static_cast<T>(prepare(source.before, list[c], static_cast<float>(x)));
+               : static_cast<T>(prepare(source.before, list.at(c), static_cast<float>(x)));
   };
   for (int unit = threadIdx.x; unit < units; unit += blockDim.x) {
     int c, p;  // where the sixteen bytes begin
@@ -87,7 +100,8 @@ __device__ void gather(const GatherSource<T>& source, const int32_t* list, const
       c = unit % (Channels / run) * run;
       p = unit / (Channels / run);
       destination = to + p * Tile::pixel_row + c;
-      together = c >= count || (c + run <= count && runs[c] >= run) || !exists(image, origins[p], shift);
+      together = c >= count || (c + run <= count && list.are_neighbours(c, run)) ||
+                 !exists(image, origins[p], shift);
     } else {
       p = unit % (Pixels / run) * run;
       c = unit / (Pixels / run);
@@ -101,7 +115,7 @@ __device__ void gather(const GatherSource<T>& source, const int32_t* list, const
     }
     const bool is_there = c < count && exists(image, origins[p], shift);
     const T* from =
-        is_there ? image.data + origins[p].offset + shifted + list[c] * image.stride_c : image.data;
+        is_there ? image.data + origins[p].offset + shifted + list.at(c) * image.stride_c : image.data;
     if (together && source.before.scale == nullptr && (!is_there || is_aligned(from))) {
       copy_16_async(destination, from, is_there);
       continue;
@@ -113,6 +127,11 @@ __device__ void gather(const GatherSource<T>& source, const int32_t* list, const
     }
     *reinterpret_cast<SixteenBytes<T>*>(destination) = elements;
   }
+}
+template <class T, int Channels, int Pixels>
+__device__ void gather(const GatherSource<T>& source, const int32_t* list, const int32_t* runs, int count,
+                       const Origin* origins, const Shift& shift, T* to) {
+  gather<T, Channels, Pixels>(source, ListedChannels{list, runs}, count, origins, shift, to);
 }
 
 // A part of a gathered tile as the left factor: 16 lines from `line` on, and of what is summed over what one

@@ -31,15 +31,17 @@ struct Before {
   bool relu = false;
 };
 
-// dest = activation(conv(prologue(source)) + bias + residual), or transposed the gradient of a
+// dest = activation(conv(prologue(source)) + S coarse + bias + residual), or transposed the gradient of a
 // convolution's input, source being that of its output.
 struct ProductProblem {
   Image<const void> source;
   Image<void> dest;              // dense, in any order of its dimensions
   Image<const void> residual;    // of the output's shape; data == nullptr: none
+  Image<const void> coarse;      // channels that every output reads at its own pixel; data == nullptr: none
   const void* weight = nullptr;  // packed: [entries, kernel_h, kernel_w]; dense: [outputs, inputs, …]
-  int64_t dense_columns = 0;     // the inputs of a dense weight; 0: packed
-  const void* bias = nullptr;    // by written channel, or null
+  const void* coarse_weight = nullptr;  // S, [outputs, coarse channels]
+  int64_t dense_columns = 0;            // the inputs of a dense weight; 0: packed
+  const void* bias = nullptr;           // by written channel, or null
   Window window;
   Activation activation = Activation::none;
   Before before;
@@ -55,7 +57,8 @@ struct ProductChoice {
   int64_t plan_words;
 };
 // `longest_side`: of both images, their batch and the window.
-ProductChoice choose_product(Element element, const PlanProblem& partition, int64_t longest_side);
+ProductChoice choose_product(Element element, const PlanProblem& partition, int64_t longest_side,
+                             bool has_coarse = false);
 cudaError_t run_product(Element element, const ProductChoice& choice, const ProductProblem& problem,
                         cudaStream_t stream);
 

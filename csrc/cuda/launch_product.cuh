@@ -16,7 +16,9 @@ ProductArguments<T> product_arguments(const ProductProblem& p) {
   return {typed<const T>(p.source),
           typed<T>(p.dest),
           typed<const T>(p.residual),
+          typed<const T>(p.coarse),
           static_cast<const T*>(p.weight),
+          static_cast<const T*>(p.coarse_weight),
           static_cast<const T*>(p.bias),
           vertical_axis(p.window, p.dest.height, p.source.height, transposed),
           horizontal_axis(p.window, p.dest.width, p.source.width, transposed),
@@ -36,6 +38,7 @@ cudaError_t launch_fma(ProductKernel kernel, const ProductProblem& problem, cons
   const auto pixel_tiles = [&](int64_t pixels) {
     return a.phases() * ((a.positions() + pixels - 1) / pixels);
   };
+  if (a.coarse.data && kernel != ProductKernel::wide) return cudaErrorInvalidValue;
   switch (kernel) {
     case ProductKernel::pixels: {
       const int64_t strips = (product_strips(a) + product_threads - 1) / product_threads;
@@ -48,7 +51,8 @@ cudaError_t launch_fma(ProductKernel kernel, const ProductProblem& problem, cons
     }
     case ProductKernel::wide: {
       const int64_t blocks = blocks_for(plan.max_tiles, pixel_tiles(WideTile::pixels));
-      return launch(fma_tiles<T, WideTile>, blocks, product_threads, 0, stream, a, plan);
+      const auto tiles = a.coarse.data ? fma_tiles<T, WideTile, true> : fma_tiles<T, WideTile>;
+      return launch(tiles, blocks, product_threads, 0, stream, a, plan);
     }
     default: return cudaErrorInvalidValue;
   }
@@ -77,13 +81,15 @@ cudaError_t launch_mma(const ProductProblem& problem, const Plan& plan, cudaStre
   constexpr int64_t most_bytes = 56 << 10;
   const int64_t depth = 2 * std::max<int64_t>(problem.partition.entries / rows, Tile::rows);
   const int64_t most_chunks = most_bytes / static_cast<int64_t>(sizeof(T) * Tile::template weight_chunk<T>);
-  const int64_t weight_chunks = std::clamp<int64_t>(
-      std::min(most_chunks, a.area()) * ((depth + mma_depth<T> - 1) / mma_depth<T>), mma_stages, most_chunks);
+  const auto chunks_of = [](int64_t channels) { return (channels + mma_depth<T> - 1) / mma_depth<T>; };
+  const int64_t weight_chunks =
+      std::clamp<int64_t>(std::min(most_chunks, a.area()) * chunks_of(depth) + chunks_of(a.coarse.channels),
+                          mma_stages, most_chunks);
   const int64_t blocks =
       blocks_for(plan.max_tiles, a.phases() * ((pixel_tiles + strip_tiles - 1) / strip_tiles));
-  return launch(mma_tiles<T, Tile>, blocks, mma_threads, mma_shared_bytes<T, Tile>(weight_chunks), stream, a,
-                plan, static_cast<int>(strip_tiles), static_cast<int>(weight_chunks),
-                visits_flat_rows(problem));
+  const auto kernel = a.coarse.data ? mma_tiles<T, Tile, true> : mma_tiles<T, Tile>;
+  return launch(kernel, blocks, mma_threads, mma_shared_bytes<T, Tile>(weight_chunks), stream, a, plan,
+                static_cast<int>(strip_tiles), static_cast<int>(weight_chunks), visits_flat_rows(problem));
 }
 
 #define GROUPCONV_LAUNCH_PRODUCT(T)                                                                    \

@@ -199,8 +199,9 @@ __global__ void __launch_bounds__(plan_threads) make_plan(PlanProblem problem, P
   const int64_t out_channels = problem.finds_outputs ? header[1] : problem.out_channels;
   const int64_t groups = header[2], reads = header[3];
   if (!follows_sound || out_channels < 0 || in_channels > problem.in_channels ||
-      out_channels > problem.out_channels || header[0] != in_channels || header[1] != out_channels ||
-      groups < 1 || reads < 0 || problem.length != 4 + 2 * (groups + 1) + reads + out_channels) {
+      out_channels > problem.out_channels || header[0] != in_channels ||
+      (problem.one_output_each ? groups : header[1]) != out_channels || groups < 1 || reads < 0 ||
+      problem.length != 4 + 2 * (groups + 1) + reads + out_channels) {
     return;
   }
 
@@ -211,9 +212,14 @@ __global__ void __launch_bounds__(plan_threads) make_plan(PlanProblem problem, P
   int32_t* outputs = transposed ? plan.source_list : plan.row_list;
   const int32_t* cursor = problem.table + 4;
   copy(in_offsets, cursor, groups + 1);
-  copy(out_offsets, cursor + groups + 1, groups + 1);
   copy(inputs, cursor + 2 * (groups + 1), reads);
-  copy(outputs, cursor + 2 * (groups + 1) + reads, out_channels);
+  if (problem.one_output_each) {
+    for (int64_t g = threadIdx.x; g <= groups; g += plan_threads) out_offsets[g] = static_cast<int32_t>(g);
+    for (int64_t g = threadIdx.x; g < groups; g += plan_threads) outputs[g] = static_cast<int32_t>(g);
+  } else {
+    copy(out_offsets, cursor + groups + 1, groups + 1);
+    copy(outputs, cursor + 2 * (groups + 1) + reads, out_channels);
+  }
   __syncthreads();
   bool sound =
       offsets_are_sound(in_offsets, groups, reads) && offsets_are_sound(out_offsets, groups, out_channels);

@@ -30,6 +30,9 @@ struct PlanProblem {
   // most that there can be.
   const int64_t* stage_before = nullptr;  // the summary of the plan whose outputs are the inputs
   bool finds_outputs = false;             // the table says how many
+  // The groups write a channel each, in their order, whatever the table says of outputs. `length` is that of a
+  // table which would say so.
+  bool one_output_each = false;
 
   __host__ __device__ int64_t row_channels() const { return transposed ? in_channels : out_channels; }
 };

@@ -17,17 +17,23 @@ bool on_tensor_cores(Element element) {
 
 cudaError_t use_device(int device) { return cudaSetDevice(device); }
 
-ProductChoice choose_product(Element element, const PlanProblem& partition, int64_t longest_side) {
+ProductChoice choose_product(Element element, const PlanProblem& partition, int64_t longest_side,
+                             bool has_coarse) {
   PlanProblem cut = partition;
   const int64_t rows = std::max<int64_t>(partition.row_channels(), 1);
   // The average number of sources of a row. A guess at how wide the groups are, good enough to choose a
   // kernel by: the groups are on the device, and every kernel gives the same result.
   const int64_t depth = partition.entries / rows;
   ProductKernel kernel;
-  if (on_tensor_cores(element) && depth >= 4 && longest_side < -nowhere) {
+  // Every row of a tile reads the same coarse channels, so small groups share tiles for their sake.
+  if (on_tensor_cores(element) && (depth >= 4 || has_coarse) && longest_side < -nowhere) {
     kernel = depth <= 16 ? ProductKernel::mma_slim : ProductKernel::mma_wide;
     cut.tile_rows = depth <= 16 ? SlimMmaTile::rows : WideMmaTile::rows;
     cut.packs_groups = true;
+  } else if (has_coarse) {
+    kernel = ProductKernel::wide;
+    cut.tile_rows = WideTile::rows;
+    cut.packs_groups = depth <= 8;
   } else if (depth <= 4) {
     kernel = ProductKernel::pixels;
     cut.tile_rows = NarrowTile::rows;

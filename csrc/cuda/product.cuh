@@ -20,8 +20,10 @@ struct ProductArguments {
   Image<const T> source;
   Image<T> dest;
   Image<const T> residual;  // data == nullptr: none
+  Image<const T> coarse;    // of the pixels that are written; data == nullptr: none, and no channels
   const T* weight;
-  const T* bias;  // by written channel, or null
+  const T* coarse_weight;  // [written channels][coarse channels]
+  const T* bias;           // by written channel, or null
   Axis vertical, horizontal;
   Prologue<Sum<T>> before;  // of the sources
   Activation activation;
@@ -145,11 +147,18 @@ __device__ void add_products(const ProductArguments<T>& a, const Plan& plan, con
 }
 
 // One pixel of one row.
-template <class T>
+template <bool HasCoarse, class T>
 __device__ Sum<T> sum_of_products(const ProductArguments<T>& a, const Plan& plan, const Row& row,
                                   const Phase& phase, const Place& place) {
   Sum<T> sums[1] = {};
   add_products(a, plan, row, phase, place, 1, sums);
+  if constexpr (HasCoarse) {
+    const T* const weights = a.coarse_weight + row.channel * a.coarse.channels;
+    const T* const pixel = a.coarse.data + offset_of(a.coarse, place.image, 0, place.row, place.col);
+    for (int64_t c = 0; c < a.coarse.channels; ++c) {
+      sums[0] += static_cast<Sum<T>>(weights[c]) * static_cast<Sum<T>>(pixel[c * a.coarse.stride_c]);
+    }
+  }
   return sums[0];
 }
 
@@ -214,14 +223,14 @@ __device__ inline SourceRange sources_of(const Plan& plan, const Row* rows, int6
 }
 
 // Once more, without products that do not exist, what came out of a tile as NaN or infinite.
-template <class T>
+template <bool HasCoarse = false, class T>
 __device__ void repair_tile(const ProductArguments<T>& a, const Plan& plan, const ProductTile& tile,
                             const Row* rows, int64_t tile_pixels) {
   for (int64_t i = threadIdx.x; i < tile.rows * tile_pixels; i += blockDim.x) {
     const Row& row = rows[i / tile_pixels];
     Place place;
     if (!find_place(a, tile.phase, tile.first_pixel + i % tile_pixels, place)) continue;
-    store(a, place, row.channel, sum_of_products(a, plan, row, tile.phase, place));
+    store(a, place, row.channel, sum_of_products<HasCoarse>(a, plan, row, tile.phase, place));
   }
 }
 

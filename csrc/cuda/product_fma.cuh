@@ -12,6 +12,9 @@
 // of a few channels, depthwise above all, whose pixels are read by a handful of threads each, neighbours in
 // one block. Weights and where they lie are looked up once for the four.
 //
+// Coarse channels, those of a two-level convolution, are steps of fma_tiles like those of one more tap, from an
+// image of their own.
+//
 // A permutation is part of an address: the channel lists are read where pixels are gathered and stored.
 #pragma once
 
@@ -50,7 +53,7 @@ struct Corner {
   bool inside;
 };
 
-template <class T, class Tile>
+template <class T, class Tile, bool HasCoarse = false>
 __global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments<T> a, Plan plan) {
   using S = Sum<T>;
   __shared__ S pixels[Tile::depth][Tile::pixels];
@@ -87,6 +90,32 @@ __global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments
     const SourceRange sources = sources_of(plan, rows, tile.rows, range);
 
     S sums[Tile::thread_rows][Tile::thread_pixels] = {};
+    // `depth` products more of each sum. `pixel_at(d, p)` and `weight_at(d, line)` are asked for what exists.
+    const auto add_step = [&](int depth, bool channels_last, const auto& pixel_at, const auto& weight_at) {
+      __syncthreads();
+      for (int i = thread; i < Tile::depth * Tile::pixels; i += product_threads) {
+        // Neighbouring threads read neighbouring memory: channels in channels_last, else pixels.
+        const int d = channels_last ? i % Tile::depth : i / Tile::pixels;
+        const int p = channels_last ? i / Tile::depth : i % Tile::pixels;
+        if (d < depth) pixels[d][p] = corners[p].inside ? pixel_at(d, p) : S(0);
+      }
+      for (int i = thread; i < Tile::depth * Tile::rows; i += product_threads) {
+        const int d = i % Tile::depth, line = i / Tile::depth;
+        if (d < depth) weights[d][line] = line < tile.rows ? weight_at(d, line) : S(0);
+      }
+      __syncthreads();
+
+      for (int d = 0; d < depth; ++d) {
+#pragma unroll
+        for (int r = 0; r < Tile::thread_rows; ++r) {
+          const S weight = weights[d][first_line + r];
+#pragma unroll
+          for (int p = 0; p < Tile::thread_pixels; ++p) {
+            sums[r][p] += weight * pixels[d][column + p * Tile::columns];
+          }
+        }
+      }
+    };
     for (int64_t tap = 0; tap < area; ++tap) {
       const int64_t tap_h = tap / a.horizontal.kernel, tap_w = tap % a.horizontal.kernel;
       if (!a.vertical.tap_meets(tile.phase.row, tap_h) || !a.horizontal.tap_meets(tile.phase.col, tap_w)) {
@@ -97,43 +126,42 @@ __global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments
       const int64_t shift = shift_h * a.source.stride_h + shift_w * a.source.stride_w;
       for (int first = sources.first; first < sources.last; first += Tile::depth) {
         const int left = sources.last - first;
-        const int depth = left < Tile::depth ? left : Tile::depth;
-
-        __syncthreads();
-        for (int i = thread; i < Tile::depth * Tile::pixels; i += product_threads) {
-          // Neighbouring threads read neighbouring memory: channels in channels_last, else pixels.
-          const bool across = a.source.stride_c == 1;
-          const int d = across ? i % Tile::depth : i / Tile::pixels;
-          const int p = across ? i / Tile::depth : i % Tile::pixels;
-          if (d >= depth) continue;
-          const Corner& corner = corners[p];
-          S x = 0;
-          if (corner.inside && a.vertical.has_source(corner.row + shift_h) &&
-              a.horizontal.has_source(corner.col + shift_w)) {
-            const int32_t channel = plan.source_list[first + d];
-            x = prepare(a.before, channel,
-                        static_cast<S>(a.source.data[corner.offset + shift + channel * a.source.stride_c]));
-          }
-          pixels[d][p] = x;
-        }
-        for (int i = thread; i < Tile::depth * Tile::rows; i += product_threads) {
-          const int d = i % Tile::depth, line = i / Tile::depth;
-          if (d >= depth) continue;
-          const int64_t at = line < tile.rows ? weight_of(plan, a.layout, rows[line], first + d) : -1;
-          weights[d][line] = at < 0 ? S(0) : static_cast<S>(a.weight[at * area + tap]);
-        }
-        __syncthreads();
-
-        for (int d = 0; d < depth; ++d) {
-#pragma unroll
-          for (int r = 0; r < Tile::thread_rows; ++r) {
-            const S weight = weights[d][first_line + r];
-#pragma unroll
-            for (int p = 0; p < Tile::thread_pixels; ++p) {
-              sums[r][p] += weight * pixels[d][column + p * Tile::columns];
-            }
-          }
-        }
+        add_step(
+            left < Tile::depth ? left : Tile::depth, a.source.stride_c == 1,
+            [&](int d, int p) {
+              const Corner& corner = corners[p];
+              if (!a.vertical.has_source(corner.row + shift_h) ||
+                  !a.horizontal.has_source(corner.col + shift_w)) {
+                return S(0);
+              }
+              const int32_t channel = plan.source_list[first + d];
+              const T x = a.source.data[corner.offset + shift + channel * a.source.stride_c];
+              return prepare(HasCoarse ? Prologue<S>{} : a.before, channel, static_cast<S>(x));
+            },
+            [&](int d, int line) {
+              const int64_t at = weight_of(plan, a.layout, rows[line], first + d);
+              if (at < 0) return S(0);
+              return static_cast<S>(a.weight[at * area + tap]);
+            });
+      }
+    }
+    if constexpr (HasCoarse) {
+      __syncthreads();
+      for (int p = thread; p < Tile::pixels; p += product_threads) {
+        Place place;
+        if (!find_place(a, tile.phase, tile.first_pixel + p, place)) continue;
+        corners[p].offset = offset_of(a.coarse, place.image, 0, place.row, place.col);
+      }
+      for (int64_t first = 0; first < a.coarse.channels; first += Tile::depth) {
+        const int64_t left = a.coarse.channels - first;
+        add_step(
+            static_cast<int>(left < Tile::depth ? left : Tile::depth), a.coarse.stride_c == 1,
+            [&](int d, int p) {
+              return static_cast<S>(a.coarse.data[corners[p].offset + (first + d) * a.coarse.stride_c]);
+            },
+            [&](int d, int line) {
+              return static_cast<S>(a.coarse_weight[rows[line].channel * a.coarse.channels + first + d]);
+            });
       }
     }
 
@@ -150,7 +178,7 @@ __global__ void __launch_bounds__(product_threads, 2) fma_tiles(ProductArguments
       }
     }
     if (!__syncthreads_and(finite)) {
-      repair_tile(a, plan, tile, rows, Tile::pixels);
+      repair_tile<HasCoarse>(a, plan, tile, rows, Tile::pixels);
       __syncthreads();
     }
   }

@@ -7,6 +7,9 @@
 // small groups share a tile: their weights are then a block diagonal, and the zeros cost less than tiles of
 // their own would.
 //
+// Coarse channels, those of a two-level convolution, are a product of their own behind the last tap's: more
+// chunks for every tile of pixels, which all of its rows read.
+//
 //   tile   pixels × rows × depth   a warp's    shared memory
 //   wide   128 × 64 × 32           32 × 32     30 KiB stages + 5 KiB a chunk of weights + 8 KiB
 //   slim   128 × 16 × 32           16 × 16     30 KiB + 1.25 KiB a chunk + 7 KiB; small groups
@@ -53,9 +56,9 @@ constexpr int64_t mma_shared_bytes(int64_t weight_chunks) {
 
 // The taps of an axis that meet a phase are equally far apart.
 struct Taps {
-  int64_t first, step, count;
+  int first, step, count;
   __device__ Taps(const Axis& axis, int64_t phase) : first(0), step(1), count(0) {
-    for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+    for (int tap = 0; tap < axis.kernel; ++tap) {
       if (!axis.tap_meets(phase, tap)) continue;
       if (count == 0) first = tap;
       if (count == 1) step = tap - first;
@@ -77,7 +80,7 @@ struct StripSteps {
       : down(a.vertical, phase.row), across(a.horizontal, phase.col), sources(range) {
     const int count = range.last > range.first ? range.last - range.first : 0;
     chunks_of_sources = (count + Depth - 1) / Depth;
-    chunks = static_cast<int>(down.count * across.count) * chunks_of_sources;
+    chunks = down.count * across.count * chunks_of_sources;
     empty = chunks == 0;
     if (empty) chunks = chunks_of_sources = 1;
   }
@@ -94,7 +97,7 @@ struct StripSteps {
 
  private:
   __device__ int meeting(int chunk) const { return chunk / chunks_of_sources; }
-  __device__ int columns() const { return across.count > 0 ? static_cast<int>(across.count) : 1; }
+  __device__ int columns() const { return across.count > 0 ? across.count : 1; }
 };
 
 template <class T, class Tile>
@@ -107,6 +110,18 @@ __device__ void load_weights(const ProductArguments<T>& a, const Plan& plan,
     const int d = i % mma_depth<T>, line = i / mma_depth<T>;
     const int64_t at = line < row_count && d < count ? weight_of(plan, a.layout, rows[line], first + d) : -1;
     to[line * Tile::template weight_row<T> + d] = at < 0 ? T(0.0f) : a.weight[at * area + tap];
+  }
+}
+
+// The same for coarse channels from `first` on.
+template <class T, class Tile>
+__device__ void load_coarse_weights(const ProductArguments<T>& a, int first, const Row* rows,
+                                    int64_t row_count, T* to) {
+  for (int i = threadIdx.x; i < Tile::rows * mma_depth<T>; i += mma_threads) {
+    const int d = i % mma_depth<T>, line = i / mma_depth<T>;
+    const bool is_there = line < row_count && first + d < a.coarse.channels;
+    to[line * Tile::template weight_row<T> + d] =
+        is_there ? a.coarse_weight[rows[line].channel * a.coarse.channels + first + d] : T(0.0f);
   }
 }
 
@@ -136,7 +151,8 @@ __device__ void store_two(const ProductArguments<T>& a, const Place& place, cons
 }
 
 // `strip_tiles`: tiles of pixels that a block does one after another; `weight_chunks`: what it has room for.
-template <class T, class Tile>
+// With coarse channels there is no prologue. They are a kernel of their own for the registers' sake.
+template <class T, class Tile, bool HasCoarse = false>
 __global__ void __launch_bounds__(mma_threads, 2)
     mma_tiles(ProductArguments<T> a, Plan plan, int strip_tiles, int weight_chunks, bool flat) {
   __shared__ Origin origins[2][mma_pixels];
@@ -149,8 +165,10 @@ __global__ void __launch_bounds__(mma_threads, 2)
   constexpr int weight_chunk = Tile::template weight_chunk<T>;
   T* const stages = reinterpret_cast<T*>(dynamic_shared());
   T* const weights = stages + mma_stages * PixelStage<T>::elements;
-  const GatherSource<T> source{a.source, a.before, a.source.stride_c == 1, flat};
-  const int row_length = source.channels_last ? PixelStage<T>::pixel_row : PixelStage<T>::channel_row;
+  const GatherSource<T> source{a.source, HasCoarse ? Prologue<float>{} : a.before, a.source.stride_c == 1,
+                               flat};
+  const GatherSource<T> coarse{
+      a.coarse, {}, a.coarse.stride_c == 1, a.coarse.stride_w == 1 && a.coarse.stride_h == a.coarse.width};
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int first_line = warp % Tile::warps_along_pixels * Tile::lines * 16;
   const int first_column = warp / Tile::warps_along_pixels * Tile::columns * 8;
@@ -169,41 +187,58 @@ __global__ void __launch_bounds__(mma_threads, 2)
       rows[r] = row_of(plan, a.layout, tile.first_row + r);
     }
     const StripSteps<mma_depth<T>> steps(a, tile.phase, sources_of(plan, rows, tile.rows, range));
-    const bool resident = steps.chunks <= weight_chunks;
-    if (resident) {
-      for (int chunk = 0; chunk < steps.chunks; ++chunk) {
-        load_weights<T, Tile>(a, plan, steps, chunk, rows, tile.rows, weights + chunk * weight_chunk);
+    const int coarse_chunks =
+        HasCoarse ? static_cast<int>((a.coarse.channels + mma_depth<T> - 1) / mma_depth<T>) : 0;
+    const int chunks = steps.chunks + coarse_chunks;
+    const auto load_chunk_weights = [&](int chunk, T* to) {
+      if (!HasCoarse || chunk < steps.chunks) {
+        load_weights<T, Tile>(a, plan, steps, chunk, rows, tile.rows, to);
+      } else {
+        load_coarse_weights<T, Tile>(a, (chunk - steps.chunks) * mma_depth<T>, rows, tile.rows, to);
       }
+    };
+    const bool resident = chunks <= weight_chunks;
+    if (resident) {
+      for (int chunk = 0; chunk < chunks; ++chunk) load_chunk_weights(chunk, weights + chunk * weight_chunk);
     }
 
-    const int step_count = tiles * steps.chunks;
-    // For the whole block: the first chunk of a tile of pixels has a barrier in it.
+    const int step_count = tiles * chunks;
+    // For the whole block: the first chunk of a tile of pixels, of either product, has a barrier in it. From
+    // one such chunk to the next the origins change sides, so that slower threads may still read the last.
     const auto load_step = [&](int step) {
-      const int pixel_tile = step / steps.chunks, chunk = step % steps.chunks;
-      Origin* const from = origins[pixel_tile % 2];
-      if (chunk == 0) {
+      const int pixel_tile = step / chunks, chunk = step % chunks;
+      const bool is_coarse = HasCoarse && chunk >= steps.chunks;
+      Origin* const from = origins[HasCoarse ? is_coarse : pixel_tile % 2];
+      if (chunk == 0 || (HasCoarse && chunk == steps.chunks)) {
         if (thread < mma_pixels) {
           Place place;
           Origin origin{0, 0, nowhere, 0};
           if (find_place(a, tile.phase, tile.first_pixel + pixel_tile * mma_pixels + thread, place)) {
-            origin = {offset_of(a.source, place.image, 0, place.source_row, place.source_col),
-                      static_cast<int32_t>(place.image), static_cast<int32_t>(place.source_row),
-                      static_cast<int32_t>(place.source_col)};
+            const int64_t row = is_coarse ? place.row : place.source_row;
+            const int64_t col = is_coarse ? place.col : place.source_col;
+            origin = {offset_of(is_coarse ? a.coarse : a.source, place.image, 0, row, col),
+                      static_cast<int32_t>(place.image), static_cast<int32_t>(row),
+                      static_cast<int32_t>(col)};
           }
           from[thread] = origin;
         }
         __syncthreads();
       }
-      const int first = steps.first_source(chunk);
-      const Shift shift{static_cast<int32_t>(a.vertical.tap_shift(tile.phase.row, steps.tap_h(chunk))),
-                        static_cast<int32_t>(a.horizontal.tap_shift(tile.phase.col, steps.tap_w(chunk)))};
-      gather<T, mma_depth<T>, mma_pixels>(source, plan.source_list + first, plan.source_runs + first,
-                                          steps.source_count(chunk), from, shift,
-                                          stages + step % mma_stages * PixelStage<T>::elements);
-      if (!resident) {
-        load_weights<T, Tile>(a, plan, steps, chunk, rows, tile.rows,
-                              weights + step % mma_stages * weight_chunk);
+      T* const stage = stages + step % mma_stages * PixelStage<T>::elements;
+      if (is_coarse) {
+        const int64_t first = static_cast<int64_t>(chunk - steps.chunks) * mma_depth<T>;
+        const int64_t left = a.coarse.channels - first;
+        gather<T, mma_depth<T>, mma_pixels>(coarse, NeighbouringChannels{first},
+                                            static_cast<int>(left < mma_depth<T> ? left : mma_depth<T>), from,
+                                            Shift{0, 0}, stage);
+      } else {
+        const int first = steps.first_source(chunk);
+        const Shift shift{static_cast<int32_t>(a.vertical.tap_shift(tile.phase.row, steps.tap_h(chunk))),
+                          static_cast<int32_t>(a.horizontal.tap_shift(tile.phase.col, steps.tap_w(chunk)))};
+        gather<T, mma_depth<T>, mma_pixels>(source, plan.source_list + first, plan.source_runs + first,
+                                            steps.source_count(chunk), from, shift, stage);
       }
+      if (!resident) load_chunk_weights(chunk, weights + step % mma_stages * weight_chunk);
     };
 
     float sums[Tile::lines][Tile::columns][4] = {};
@@ -217,7 +252,10 @@ __global__ void __launch_bounds__(mma_threads, 2)
       if (step + mma_stages - 1 < step_count) load_step(step + mma_stages - 1);
       commit_copies();
 
-      const int chunk = step % steps.chunks;
+      const int chunk = step % chunks;
+      const bool is_coarse = HasCoarse && chunk >= steps.chunks;
+      const bool by_pixel = is_coarse ? coarse.channels_last : source.channels_last;
+      const int row_length = by_pixel ? PixelStage<T>::pixel_row : PixelStage<T>::channel_row;
       const T* const pixel_tile = stages + step % mma_stages * PixelStage<T>::elements;
       const T* const weight_tile = weights + (resident ? chunk : step % mma_stages) * weight_chunk;
 #pragma unroll
@@ -225,7 +263,7 @@ __global__ void __launch_bounds__(mma_threads, 2)
         unsigned left[Tile::lines][4];
 #pragma unroll
         for (int i = 0; i < Tile::lines; ++i) {
-          load_left(left[i], pixel_tile, row_length, !source.channels_last, first_line + i * 16, depth);
+          load_left(left[i], pixel_tile, row_length, !by_pixel, first_line + i * 16, depth);
         }
 #pragma unroll
         for (int j = 0; j < Tile::columns; j += 2) {
@@ -238,11 +276,11 @@ __global__ void __launch_bounds__(mma_threads, 2)
           }
         }
       }
-      if (chunk + 1 < steps.chunks) continue;
+      if (chunk + 1 < chunks) continue;
 
       bool finite = true;
       ProductTile done = tile;
-      done.first_pixel += step / steps.chunks * mma_pixels;
+      done.first_pixel += step / chunks * mma_pixels;
 #pragma unroll
       for (int i = 0; i < Tile::lines; ++i) {
 #pragma unroll
@@ -263,7 +301,7 @@ __global__ void __launch_bounds__(mma_threads, 2)
           }
         }
       }
-      if (!__syncthreads_and(finite)) repair_tile(a, plan, done, rows, mma_pixels);
+      if (!__syncthreads_and(finite)) repair_tile<HasCoarse>(a, plan, done, rows, mma_pixels);
     }
   }
 }

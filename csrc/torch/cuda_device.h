@@ -95,9 +95,10 @@ inline cuda::PlanProblem plan_problem(const Tensor& table, const Tensor& like, i
   return problem;
 }
 
-inline void check_packed_weight(const Tensor& weight, const Tensor& like, const char* like_name) {
-  check_like("weight", weight, like_name, like);
-  STD_TORCH_CHECK(weight.dim() == 3, "the packed weight must have sizes [entries, kh, kw], got ",
+inline void check_packed_weight(const Tensor& weight, const Tensor& like, const char* like_name,
+                                const char* name = "weight") {
+  check_like(name, weight, like_name, like);
+  STD_TORCH_CHECK(weight.dim() == 3, "the packed ", name, " must have sizes [entries, kh, kw], got ",
                   sizes_text(weight));
 }
 

@@ -1,6 +1,8 @@
-// The convolution and its two gradients on a CUDA device: check, allocate, describe the problem, launch on the
+// The convolution, its two gradients and the two-level convolution on a CUDA device: check, allocate, describe the problem, launch on the
 // caller's stream.
 #include <torch/csrc/stable/library.h>
+
+#include <tuple>
 
 #include "torch/cuda_device.h"
 
@@ -45,7 +47,8 @@ void run_product(const Tensor& like, const cuda::PlanProblem& partition, cuda::P
   const cuda::Element element = element_of(like);
   const cuda::ProductChoice choice = cuda::choose_product(
       element, partition,
-      longest_side(problem.source, problem.dest.height, problem.dest.width, problem.window));
+      longest_side(problem.source, problem.dest.height, problem.dest.width, problem.window),
+      problem.coarse.data != nullptr);
   const Tensor plan = scratch(like, choice.plan_words, ScalarType::Long);
   problem.partition = choice.partition;
   problem.plan = static_cast<int64_t*>(plan.data_ptr());
@@ -192,6 +195,60 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor&
                                           pad_left, pad_right, dilation_h, dilation_w));
 }
 
+// z = R input first; then A's convolution adds coarse · z to its sums before they are rounded.
+std::tuple<Tensor, Tensor> two_level(const Tensor& input, const Tensor& weight, const Tensor& restriction,
+                                     const Tensor& coarse, const std::optional<Tensor>& bias,
+                                     const Tensor& table, int64_t stride_h, int64_t stride_w, int64_t pad_top,
+                                     int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                                     int64_t dilation_h, int64_t dilation_w) {
+  check_like("coarse", coarse, "input", input);
+  STD_TORCH_CHECK(coarse.dim() == 2, "coarse must have sizes [outputs, groups], got ", sizes_text(coarse));
+  const int64_t out_channels = coarse.size(0), groups = coarse.size(1);
+  const cuda::PlanProblem within = tabled_groups(table, input, out_channels, weight).partition;
+  check_packed_weight(restriction, input, "input", "restriction");
+  STD_TORCH_CHECK(restriction.size(1) == weight.size(1) && restriction.size(2) == weight.size(2),
+                  "restriction has sizes ", sizes_text(restriction), ", expected windows of ", weight.size(1),
+                  "×", weight.size(2));
+  check_setting("groups", groups, 0);
+  cuda::PlanProblem restrict = within;
+  restrict.one_output_each = true;
+  restrict.out_channels = groups;
+  restrict.length = table.numel() - out_channels + groups;
+  restrict.entries = restriction.size(0);
+  STD_TORCH_CHECK(restrict.length >= 4 + 2 * (groups + 1) + groups, "the partition table of ", table.numel(),
+                  " entries is too short for ", groups, " groups");
+  const Window window =
+      window_of(weight, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
+  check_bias("bias", bias, input, out_channels);
+  const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));
+  const std::array<int64_t, 4> shared_sizes{sizes[0], groups, sizes[2], sizes[3]};
+  check_countable("an output", shared_sizes);
+  element_of(input);  // or an error
+
+  const OnDevice device(input);
+  Tensor output = empty_image(input, sizes, is_channels_last(input));
+  Tensor shared = empty_image(input, shared_sizes, is_channels_last(input));
+  const Tensor packed_weight = packed(weight), packed_restriction = packed(restriction);
+  const Tensor packed_coarse = packed(coarse), packed_bias = bias ? packed(*bias) : packed_weight;
+  cuda::ProductProblem problem;
+  problem.source = image_of<const void>(input);
+  problem.window = window;
+  if (shared.numel() > 0) {
+    problem.dest = image_of<void>(shared);
+    problem.weight = packed_restriction.data_ptr();
+    run_product(input, restrict, problem, device.stream());
+    problem.coarse = image_of<const void>(shared);
+    problem.coarse_weight = packed_coarse.data_ptr();
+  }
+  if (output.numel() > 0) {
+    problem.dest = image_of<void>(output);
+    problem.weight = packed_weight.data_ptr();
+    if (bias) problem.bias = packed_bias.data_ptr();
+    run_product(input, within, problem, device.stream());
+  }
+  return {output, shared};
+}
+
 void allow_tf32(bool allowed) { cuda::allow_tf32(allowed); }
 
 }  // namespace
@@ -199,6 +256,7 @@ void allow_tf32(bool allowed) { cuda::allow_tf32(allowed); }
 
 STABLE_TORCH_LIBRARY_IMPL(groupconv, GROUPCONV_CUDA_KEY, m) {
   m.impl("conv2d", TORCH_BOX(&groupconv::ops::on_cuda::conv2d));
+  m.impl("two_level", TORCH_BOX(&groupconv::ops::on_cuda::two_level));
   m.impl("conv2d_input_grad", TORCH_BOX(&groupconv::ops::on_cuda::conv2d_input_grad));
   m.impl("conv2d_weight_grad", TORCH_BOX(&groupconv::ops::on_cuda::conv2d_weight_grad));
 }

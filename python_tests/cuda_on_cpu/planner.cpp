@@ -136,6 +136,8 @@ __attribute__((visibility("default"))) void choices(int element, int64_t in_chan
   found[5] = grad.slices;
   found[6] = channel_slices(pixels, out_channels);
   found[7] = chain_blocks(pixels, entries);
+  const ProductChoice two_level = choose_product(static_cast<Element>(element), problem, longest_side, true);
+  found[8] = static_cast<int64_t>(two_level.kernel);
 }
 
 }  // extern "C"

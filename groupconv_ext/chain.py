@@ -4,22 +4,36 @@
 
 Each W_s is a 1×1 convolution in the groups of a partition of its own, the product form of IGCV2
 (igcv2_igcv3, eq. 4-5). The native operation takes a tile of pixels through all stages while it
-lies in cache: memory sees x and y. Nothing between them is kept for the backward pass either; it
-is computed again, tile by tile.
+lies in cache: memory sees x and y. So does the Triton kernel, through a strip of memory that stays
+in the L2 cache. Nothing between them is kept for the backward pass either; it is computed again,
+natively tile by tile, by Triton stage by stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils._pytree import register_constant
 
 from . import _ops
-from .autograd import ACTIVATIONS, FUSED_IN_TRAINING, convolve, input_grad, wants_grad, weight_grad
-from .backends import Call, choose
+from .autograd import (
+    ACTIVATIONS,
+    FUSED_IN_TRAINING,
+    before_activation,
+    convolve,
+    input_grad,
+    wants_grad,
+    weight_grad,
+)
+from .backends import Backend, Call, choose
+from .backends import triton as by_triton
+from .backends.triton import TRITON, TRITON_OPERATIONS
 from .functional import conv2d
+from .operations import NATIVE_OPERATIONS, Operations
 from .partition import Partition
 from .reference import activations
 from .window import Window
@@ -51,8 +65,8 @@ def chain(
         partitions: The partition of every stage; each reads what the one before it writes.
         activation: ``"relu"``, ``"relu6"``, ``"silu"``, ``"hardswish"`` or ``None``; applied last.
         backend: As in :func:`~groupconv_ext.conv2d`. The native kernels run all stages in one
-            pass (on CUDA up to eight, of some thousand channels together); every other backend runs
-            them one after another.
+            pass (on CUDA up to eight, of some thousand channels together), and so do the Triton
+            kernels; every other backend runs them one after another.
 
     Raises:
         TypeError: An argument or a dtype of the wrong kind.
@@ -76,7 +90,8 @@ def chain(
     needs_grad = wants_grad(x, bias, *weights)
     dtype = torch.get_autocast_dtype(x.device.type) if _is_autocast(x) else x.dtype
     call = Call(x.device.type, dtype, needs_grad, forward_ad._current_level >= 0)
-    if choose(backend, call).name != "native" or not _fits_a_block(x, partitions):
+    operations = _in_one_pass(choose(backend, call), x, partitions)
+    if operations is None:
         *first, last = zip(weights, partitions, strict=True)
         for weight, partition in first:
             x = conv2d(x, weight, partition=partition, backend=backend)
@@ -91,15 +106,127 @@ def chain(
         for s, (weight, partition) in enumerate(zip(weights, partitions, strict=True))
     ]
     _check_operands(x, packed, bias, partitions)
-    tables = [partition.table(x.device) for partition in partitions]
     if not needs_grad:
-        code = ACTIVATIONS.index(name)
-        return _ops.chain(x, packed, bias, tables, partitions[-1].out_channels, code)
+        return operations.run(x, packed, bias, partitions, name)
     fused = name if name in FUSED_IN_TRAINING else "none"
     y: torch.Tensor = _Chain.apply(  # type: ignore[no-untyped-call]
-        x, bias, tuple(partitions), fused, len(packed), *packed, *tables
+        x, bias, tuple(partitions), fused, operations, *packed
     )
     return y if fused == name else activations[name](y)
+
+
+class _ChainOperations(Protocol):
+    """What a backend must offer that runs all stages at once."""
+
+    def run(
+        self,
+        x: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        bias: torch.Tensor | None,
+        partitions: Sequence[Partition],
+        activation: str,
+    ) -> torch.Tensor:
+        """The chain; weights packed."""
+
+    def gradients(
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        partitions: Sequence[Partition],
+        need_x: bool,
+        need_weights: bool,
+    ) -> tuple[torch.Tensor | None, Sequence[torch.Tensor | None]]:
+        """∂L/∂x and every ∂L/∂weight, those that are needed."""
+
+    @property
+    def stages(self) -> Operations:
+        """The same backend's operations on one stage."""
+
+
+@dataclass(frozen=True)
+class _NativeChain:
+    stages: Operations = NATIVE_OPERATIONS
+
+    def run(
+        self,
+        x: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        bias: torch.Tensor | None,
+        partitions: Sequence[Partition],
+        activation: str,
+    ) -> torch.Tensor:
+        tables = [partition.table(x.device) for partition in partitions]
+        code = ACTIVATIONS.index(activation)
+        return _ops.chain(x, list(weights), bias, tables, partitions[-1].out_channels, code)
+
+    def gradients(
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        partitions: Sequence[Partition],
+        need_x: bool,
+        need_weights: bool,
+    ) -> tuple[torch.Tensor | None, Sequence[torch.Tensor | None]]:
+        tables = [partition.table(x.device) for partition in partitions]
+        entries = [partition.entries for partition in partitions]
+        by_x, flat = _ops.chain_grad(
+            grad, x, list(weights), tables, sum(entries), need_x, need_weights
+        )
+        if not need_weights:
+            return by_x, [None] * len(entries)
+        return by_x, [part.view(-1, 1, 1) for part in torch.split(flat, entries)]
+
+
+@dataclass(frozen=True)
+class _TritonChain:
+    stages: Operations = TRITON_OPERATIONS
+
+    def run(
+        self,
+        x: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        bias: torch.Tensor | None,
+        partitions: Sequence[Partition],
+        activation: str,
+    ) -> torch.Tensor:
+        return by_triton.chain(x, weights, bias, partitions, activation)
+
+    def gradients(
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        partitions: Sequence[Partition],
+        need_x: bool,
+        need_weights: bool,
+    ) -> tuple[torch.Tensor | None, Sequence[torch.Tensor | None]]:
+        if not need_weights and by_triton.has_input_grad(partitions):
+            channels_last = _ops.is_channels_last(x)
+            by_x = by_triton.chain_input_grad(grad, weights, partitions, channels_last)
+            return by_x, [None] * len(weights)
+        by_x, *by_weights = _gradients_by_stage(grad, x, weights, partitions, self.stages)
+        return by_x, by_weights
+
+
+# To torch.compile they are constants, like a Partition.
+register_constant(_NativeChain)
+register_constant(_TritonChain)
+
+_NATIVE_CHAIN: _ChainOperations = _NativeChain()
+_TRITON_CHAIN: _ChainOperations = _TritonChain()
+
+
+def _in_one_pass(
+    chosen: Backend, x: torch.Tensor, partitions: Sequence[Partition]
+) -> _ChainOperations | None:
+    """The operations that run all stages at once, if the backend has such."""
+    if chosen is TRITON:
+        by_triton.load()
+        return _TRITON_CHAIN
+    native = chosen.name == "native" and _fits_a_block(x, partitions)
+    return _NATIVE_CHAIN if native else None
 
 
 class _Chain(torch.autograd.Function):
@@ -111,59 +238,54 @@ class _Chain(torch.autograd.Function):
         bias: torch.Tensor | None,
         partitions: tuple[Partition, ...],
         activation: str,
-        count: int,
-        *weights_and_tables: torch.Tensor,
+        operations: _ChainOperations,
+        *weights: torch.Tensor,
     ) -> torch.Tensor:
-        weights, tables = weights_and_tables[:count], weights_and_tables[count:]
-        code = ACTIVATIONS.index(activation)
-        return _ops.chain(x, weights, bias, tables, partitions[-1].out_channels, code)
+        return operations.run(x, weights, bias, partitions, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, _, ctx.partitions, ctx.activation, ctx.count, *weights_and_tables = inputs
+        x, _, ctx.partitions, ctx.activation, ctx.operations, *weights = inputs
         kept = None if ctx.activation == "none" else output
-        ctx.save_for_backward(x, kept, *weights_and_tables)
+        ctx.save_for_backward(x, kept, *weights)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, output, *weights_and_tables = ctx.saved_tensors
-        weights, tables = weights_and_tables[: ctx.count], weights_and_tables[ctx.count :]
-        if ctx.activation == "relu":
-            grad = torch.ops.aten.threshold_backward(grad, output, 0)
-        elif ctx.activation == "relu6":
-            grad = torch.ops.aten.hardtanh_backward(grad, output, 0, 6)
+        x, output, *weights = ctx.saved_tensors
+        grad = before_activation(ctx.activation, grad, output)
         need_x, need_bias, _, _, _, *need_weights = ctx.needs_input_grad
         grad_bias = grad.sum((0, 2, 3)) if need_bias else None
-        need_weights = need_weights[: ctx.count]
+        by: _ChainOperations = ctx.operations
+        grad_x: torch.Tensor | None
+        grads: Sequence[torch.Tensor | None]
         if wants_grad(grad, x, *weights):
-            grad_x, *grads = _differentiable_gradients(grad, x, weights, ctx.partitions)
+            grad_x, *grads = _gradients_by_stage(grad, x, weights, ctx.partitions, by.stages)
         else:
-            entries = [partition.entries for partition in ctx.partitions]
-            grad_x, flat = _ops.chain_grad(
-                grad, x, weights, tables, sum(entries), need_x, any(need_weights)
+            grad_x, grads = by.gradients(
+                grad, x, weights, ctx.partitions, need_x, any(need_weights)
             )
-            parts = torch.split(flat, entries) if any(need_weights) else (flat,) * ctx.count
-            grads = [part.view(-1, 1, 1) for part in parts]
         wanted = (g if need else None for g, need in zip(grads, need_weights, strict=True))
-        return grad_x if need_x else None, grad_bias, *(None,) * 3, *wanted, *(None,) * ctx.count
+        return grad_x if need_x else None, grad_bias, *(None,) * 3, *wanted
 
 
-def _differentiable_gradients(
+def _gradients_by_stage(
     grad: torch.Tensor,
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     partitions: Sequence[Partition],
+    by: Operations,
 ) -> list[torch.Tensor]:
-    """∂L/∂x and every ∂L/∂weight, stage by stage through operations that have derivatives."""
+    """∂L/∂x and every ∂L/∂weight, through operations that have derivatives."""
     hidden = [x]
     stages = list(zip(weights, partitions, strict=True))
     for weight, partition in stages[:-1]:
-        hidden.append(convolve(hidden[-1], weight, None, None, partition, _POINTWISE, "none"))
+        between = convolve(hidden[-1], weight, None, None, partition, _POINTWISE, "none", by)
+        hidden.append(between)
     size, channels_last = (x.shape[2], x.shape[3]), _ops.is_channels_last(x)
     grads = []
     for (weight, partition), read in zip(reversed(stages), reversed(hidden), strict=True):
-        grads.append(weight_grad(grad, read, partition, _POINTWISE, (1, 1)))
-        grad = input_grad(grad, weight, partition, _POINTWISE, size, channels_last)
+        grads.append(weight_grad(grad, read, partition, _POINTWISE, (1, 1), by))
+        grad = input_grad(grad, weight, partition, _POINTWISE, size, channels_last, by)
     return [grad, *reversed(grads)]
 
 

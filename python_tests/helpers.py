@@ -33,6 +33,20 @@ PARTITIONS: dict[str, Partition] = {
 }
 """One small Partition of every kind, for parametrised tests."""
 
+CHAINS: dict[str, list[Partition]] = {
+    "one stage": [PARTITIONS["permuted"]],
+    "in place": [Partition.contiguous(12, 12, 4), Partition.interleaved(12, 12, 4)],
+    "three stages, ragged": [
+        Partition.random(12, 17, 3, seed=1, uneven=True),
+        Partition(17, 9, [[0, 1, 2], [2, 3, 16, 7], []], [[0, 1, 2, 3], [4, 5], [6, 7, 8]]),
+        Partition.contiguous(9, 6, 3),
+    ],
+    "overlapping, unread": [PARTITIONS["overlapping, unread"], Partition.contiguous(4, 40, 2)],
+    "no connection": [Partition.contiguous(5, 2, 1), PARTITIONS["no connection"]],
+    "wide groups": [Partition.contiguous(40, 66, 2), Partition.random(66, 33, 3, seed=2)],
+}
+"""Stages of which each reads what the one before it writes."""
+
 
 @st.composite
 def even_partitions(draw: DrawFn, max_channels: int, max_groups: int) -> Partition:

@@ -2,24 +2,12 @@
 
 import pytest
 import torch
-from helpers import DTYPES, ISAS, LAYOUTS, PARTITIONS, assert_within_rounding, exact, forced_isa
+from helpers import CHAINS, DTYPES, ISAS, LAYOUTS, assert_within_rounding, exact, forced_isa
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, _ops, reference
 from groupconv_ext.backends import BackendError
 
-CHAINS: dict[str, list[Partition]] = {
-    "one stage": [PARTITIONS["permuted"]],
-    "in place": [Partition.contiguous(12, 12, 4), Partition.interleaved(12, 12, 4)],
-    "three stages, ragged": [
-        Partition.random(12, 17, 3, seed=1, uneven=True),
-        Partition(17, 9, [[0, 1, 2], [2, 3, 16, 7], []], [[0, 1, 2, 3], [4, 5], [6, 7, 8]]),
-        Partition.contiguous(9, 6, 3),
-    ],
-    "overlapping, unread": [PARTITIONS["overlapping, unread"], Partition.contiguous(4, 40, 2)],
-    "no connection": [Partition.contiguous(5, 2, 1), PARTITIONS["no connection"]],
-    "wide groups": [Partition.contiguous(40, 66, 2), Partition.random(66, 33, 3, seed=2)],
-}
 SIZES = [(2, 5, 6), (1, 1, 1), (3, 20, 29), (1, 40, 64)]
 
 

@@ -31,7 +31,7 @@ from groupconv_ext.backends.triton.availability import INTERPRETED, why_not
 from groupconv_ext.partition import kronecker_radices
 from groupconv_ext.window import Window
 
-MATRIX_KERNELS = ("convolve", "weight_gradient")
+MATRIX_KERNELS = ("convolve", "weight_gradient", "chain")
 KERNELS = (
     *MATRIX_KERNELS,
     *("convolve_single", "weight_gradient_single", "collect_readers"),
@@ -325,7 +325,8 @@ def test_readers(partition: Partition) -> None:
 def test_launches(rows: int, pixels: int, element_bytes: int, single: bool) -> None:
     """There is always one, every block is a power of two, and its operands fit shared memory."""
     shape = tuning.Shape(rows, rows, pixels, 4 * rows, element_bytes, single)
-    for found in (tuning.candidates(shape), tuning.candidates(shape._replace(gradient=True))):
+    for change in ({}, {"gradient": True}, {"stages": 2}):
+        found = tuning.candidates(shape._replace(**change))
         assert 0 < len(found) <= 12
         assert len(set(found)) == len(found)
         for launch in found:
@@ -544,6 +545,15 @@ def test_kernels_compile_without_spills(ahead_of_time: dict[str, Any]) -> None:
         assert entry["dynamic shared"] <= 99 << 10, entry
 
 
+def test_a_chain_is_read_as_it_was_written(ahead_of_time: dict[str, Any]) -> None:
+    """No copy runs ahead of the barrier between two stages, and pixels are moved as vectors."""
+    entries = [e for e in ahead_of_time["kernels"] if e["kernel"] == "chain"]
+    assert len(entries) >= 8
+    for entry in entries:
+        assert entry["asynchronous copies"] == 0, entry
+        assert entry["vector loads"] > 0, entry
+
+
 def test_kernels_use_the_matrix_units(ahead_of_time: dict[str, Any]) -> None:
     products = [e for e in ahead_of_time["kernels"] if e["kernel"] in MATRIX_KERNELS]
     assert len(products) > 10
@@ -562,5 +572,5 @@ def test_rows_of_pixels_are_loaded_as_vectors(ahead_of_time: dict[str, Any]) -> 
 def test_torch_compile_sees_the_kernels(ahead_of_time: dict[str, Any]) -> None:
     """As kernels with what they write, not as operations that it cannot look into."""
     targets = ahead_of_time["graph"]
-    assert targets.count("triton_kernel_wrapper_functional") == 3
+    assert targets.count("triton_kernel_wrapper_functional") == 4
     assert not any("groupconv" in target for target in targets)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +23,16 @@ from torch._subclasses import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from groupconv_ext.backends.triton import TRITON_LABELLED, TRITON_OPERATIONS, load, mask_ops, ops
+from groupconv_ext.backends.triton import (
+    TRITON_LABELLED,
+    TRITON_OPERATIONS,
+    chain,
+    chain_input_grad,
+    chain_ops,
+    load,
+    mask_ops,
+    ops,
+)
 from groupconv_ext.partition import Partition
 from groupconv_ext.window import Window
 
@@ -35,6 +45,7 @@ POINTERS = {
 }
 LAUNCH_OPTIONS = ("num_warps", "num_stages")
 VECTOR_LOADS = re.compile(r"ld\.global[\w.:]*\.v[24]|cp\.async\.cg")
+ASYNCHRONOUS_COPIES = re.compile(r"cp\.async|ld\.global\.nc")
 MATRIX_INSTRUCTIONS = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async)")
 
 POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
@@ -91,6 +102,18 @@ def learned_calls() -> Iterator[tuple[str, Any]]:
     yield "two levels", partial(TRITON_OPERATIONS.two_level, *operands)
 
 
+def chain_calls() -> Iterator[tuple[str, Any]]:
+    """Two stages of IGCV2, forward and back."""
+    stages = [Partition.contiguous(256, 256, 16), Partition.interleaved(256, 256, 16)]
+    for dtype, channels_last in ((torch.bfloat16, True), (torch.float32, False)):
+        x = image(256, dtype, channels_last)
+        weights = [torch.empty(p.entries, 1, 1, dtype=dtype, device="meta") for p in stages]
+        bias = torch.empty(256, dtype=dtype, device="meta")
+        yield "chain", partial(chain, x, weights, bias, stages, "relu")
+        arguments = (x, weights, stages, channels_last)
+        yield "chain, input gradient", partial(chain_input_grad, *arguments)
+
+
 def large_calls() -> Iterator[tuple[str, Any]]:
     """With the offsets of 64 bits that tensors of more than 2³¹ elements need."""
 
@@ -114,6 +137,7 @@ CASES: dict[str, Callable[[], Iterator[tuple[str, Any]]]] = {
     "depthwise bf16 NHWC": lambda: calls(DEPTHWISE, SPATIAL, torch.bfloat16, True),
     "overlapping f32 NHWC": lambda: calls(OVERLAPPING, POINTWISE, torch.float32, True),
     "learned bf16 NHWC": learned_calls,
+    "chain": chain_calls,
     "64-bit offsets": large_calls,
 }
 
@@ -125,7 +149,9 @@ def launched(call: Any) -> list[tuple[Any, dict[str, Any]]]:
     def note(kernel: Any, grid: object, x: object, settings: dict[str, Any]) -> None:
         found.append((kernel, settings))
 
-    with patch.object(ops, "launch_kernel", note), patch.object(mask_ops, "launch_kernel", note):
+    with ExitStack() as patches:
+        for module in (ops, mask_ops, chain_ops):
+            patches.enter_context(patch.object(module, "launch_kernel", note))
         call()
     return found
 
@@ -192,6 +218,7 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
                     "dynamic shared": found.metadata.shared,
                     "matrix instructions": len(MATRIX_INSTRUCTIONS.findall(ptx)),
                     "vector loads": len(VECTOR_LOADS.findall(ptx)),
+                    "asynchronous copies": len(ASYNCHRONOUS_COPIES.findall(ptx)),
                     **resources(found.asm["cubin"]),
                 }
 
@@ -219,16 +246,20 @@ def traced() -> list[str]:
         table = torch.from_numpy(make(self, *settings))
         return torch.empty(table.shape, dtype=table.dtype, device=device)
 
-    def step(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def step(
+        x: torch.Tensor, weight: torch.Tensor, pointwise: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         run, shared = TRITON_OPERATIONS, (SMALL_GROUPS, SPATIAL)
         y = run.conv2d(x, weight, None, None, *shared, "relu")
         grad_x = run.input_grad(y, weight, *shared, (8, 8), False)
-        return y, grad_x, run.weight_grad(y, x, *shared, (3, 3))
+        both = chain(x, [pointwise] * 2, None, [SMALL_GROUPS] * 2, "none")
+        return y, grad_x, run.weight_grad(y, x, *shared, (3, 3)), both
 
     with patch.object(Partition, "derived", derived), FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(2, 128, 8, 8, device="cuda")
         weight = torch.empty(SMALL_GROUPS.entries, 3, 3, device="cuda")
-        aot_function(step, fw_compiler=keep, keep_inference_input_mutations=True)(x, weight)
+        operands = (x, weight, torch.empty(SMALL_GROUPS.entries, 1, 1, device="cuda"))
+        aot_function(step, fw_compiler=keep, keep_inference_input_mutations=True)(*operands)
     (graph,) = graphs
     return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
 

@@ -6,6 +6,7 @@
 - ``convolve_kernels``, ``gradient_kernels``, ``single_kernels`` (one column a row, depthwise),
   ``mask_kernels`` (learned masks): the kernels; ``tiles``: what those of convolutions share
 - ``registration``, ``ops``, ``mask_ops``: the kernels as operations of PyTorch
+- ``chain_kernels``, ``chain_ops``, ``chain_operations``: the same of a chain of pointwise stages
 - ``operations``, ``labelled``: those as autograd and the layers call them
 
 Triton is an extra. Without it, without a GPU of compute capability 8.0 or later, or with a dtype
@@ -24,10 +25,20 @@ from ...reference import activations
 from ...window import Window
 from ..registry import Backend
 from .availability import why_not
+from .chain_operations import chain, chain_input_grad, has_input_grad
 from .labelled import TRITON_LABELLED
 from .operations import TRITON_OPERATIONS, TUNED, load
 
-__all__ = ["TRITON", "TRITON_LABELLED", "TRITON_OPERATIONS", "TUNED", "load"]
+__all__ = [
+    "TRITON",
+    "TRITON_LABELLED",
+    "TRITON_OPERATIONS",
+    "TUNED",
+    "chain",
+    "chain_input_grad",
+    "has_input_grad",
+    "load",
+]
 
 
 def _convolve(

@@ -39,8 +39,8 @@ _LARGEST_PARTIALS = 64 << 20  # bytes of partial sums of a weight gradient
 
 def load() -> bool:
     """Register the operations; not before they are used, for it brings PyTorch's compiler along."""
-    loaded = [import_module(name, __package__) for name in (".ops", ".mask_ops")]
-    return len(loaded) == 2
+    names = (".ops", ".mask_ops", ".chain_ops")
+    return len([import_module(name, __package__) for name in names]) == len(names)
 
 
 # Loaded while a caller is traced, and not traced: what torch.compiler.assume_constant_result does.

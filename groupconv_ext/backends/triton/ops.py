@@ -18,7 +18,18 @@ from . import convolve_kernels, gradient_kernels, single_kernels
 from .planner import TILE_FIELDS
 from .registration import launch_kernel, register
 
-__all__ = ["collect_readers", "convolve", "weight_gradient"]
+__all__ = [
+    "as_rows",
+    "check_channels",
+    "check_operands",
+    "collect_readers",
+    "convolve",
+    "is_large",
+    "precision",
+    "rows_join",
+    "strides",
+    "weight_gradient",
+]
 
 _LARGEST = 2**31 - 1
 _PIXELS_OF_A_COPY = 64
@@ -32,7 +43,8 @@ def _refuse(condition: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
-def _check_operands(x: torch.Tensor, **others: torch.Tensor | None) -> None:
+def check_operands(x: torch.Tensor, **others: torch.Tensor | None) -> None:
+    """Refuse what is not on the device of x, and an x that is no batch of images."""
     for name, tensor in others.items():
         if tensor is not None and tensor.device != x.device:
             raise RuntimeError(f"{name} is on {tensor.device}; expected {x.device}, where x is")
@@ -64,12 +76,13 @@ def _check_plan(
     )
 
 
-def _check_channels(name: str, tensor: torch.Tensor | None, channels: int) -> None:
+def check_channels(name: str, tensor: torch.Tensor | None, channels: int) -> None:
+    """Refuse what is not one number for each channel, or nothing."""
     if tensor is not None and (tensor.shape != (channels,) or not tensor.is_contiguous()):
         raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected [{channels}]")
 
 
-def _is_large(*tensors: torch.Tensor) -> bool:
+def is_large(*tensors: torch.Tensor) -> bool:
     """Whether an offset or a pixel's number may not fit 32 bits."""
     return any(
         sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
@@ -79,7 +92,8 @@ def _is_large(*tensors: torch.Tensor) -> bool:
     )
 
 
-def _strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
+def strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
+    """Those of an image, as kernels call them."""
     values = zip("nchw", tensor.stride(), strict=True)
     return {f"{name}_{letter}_stride": stride for letter, stride in values}
 
@@ -104,12 +118,12 @@ def _is_pointwise(window: Sequence[int], kernel: Sequence[int]) -> bool:
     return tuple(kernel) == (1, 1) and w.stride == (1, 1) and not any(w.padding)
 
 
-def _rows_join(*images: torch.Tensor) -> bool:
+def rows_join(*images: torch.Tensor) -> bool:
     """Whether the rows of every image follow each other, so that it may be read as one long row."""
     return all(t.stride(2) == t.shape[3] * t.stride(3) for t in images)
 
 
-def _as_rows(size: int, *images: str) -> dict[str, Any]:
+def as_rows(size: int, *images: str) -> dict[str, Any]:
     """The settings that turn the named images into images of one row."""
     found: dict[str, Any] = {"ONE_ROW": True}
     for name in images:
@@ -129,7 +143,8 @@ def _prologue(
     }
 
 
-def _precision(x: torch.Tensor, tf32: bool) -> str:
+def precision(x: torch.Tensor, tf32: bool) -> str:
+    """How matrix units multiply float32; other dtypes as they are."""
     return "tf32" if tf32 and x.dtype == torch.float32 else "ieee"
 
 
@@ -165,7 +180,7 @@ def _convolve(
     tf32: bool,
     launch: Sequence[int],
 ) -> torch.Tensor:
-    _check_operands(
+    check_operands(
         x,
         weight=weight,
         bias=bias,
@@ -178,9 +193,9 @@ def _convolve(
         rows=rows,
     )
     _check_plan(tiles, rows, row_channels, column_channels)
-    _check_channels("bias", bias, out_channels)
-    _check_channels("scale", scale, x.shape[1])
-    _check_channels("shift", shift, x.shape[1])
+    check_channels("bias", bias, out_channels)
+    check_channels("scale", scale, x.shape[1])
+    check_channels("shift", shift, x.shape[1])
     out = _convolve_result(
         x, out_channels, height, width, channels_last, wide=wide, filled=not all_written
     )
@@ -213,10 +228,10 @@ def _convolve(
         "x_w": x.shape[3],
         "out_h": height,
         "out_w": width,
-        **_strides("x", x),
-        **_strides("out", out),
-        **_strides("residual", added),
-        **_strides("level", seen),
+        **strides("x", x),
+        **strides("out", out),
+        **strides("residual", added),
+        **strides("level", seen),
         **_window(window, weight.shape[-2], weight.shape[-1]),
         **_prologue(x, scale, shift, relu),
         "TRANSPOSED": transposed,
@@ -225,14 +240,14 @@ def _convolve(
         "HAS_RESIDUAL": residual is not None,
         "ACTIVATION": activation,
         "ONE_ROW": False,
-        "LARGE": _is_large(x, out, added),
+        "LARGE": is_large(x, out, added),
         "ROWS": rows_of,
         "PIXELS": pixels_of,
         "num_warps": warps,
         "num_stages": stages,
     }
-    if _is_pointwise(window, weight.shape[-2:]) and _rows_join(x, out, added, seen):
-        settings |= _as_rows(height * width, "x", "out")
+    if _is_pointwise(window, weight.shape[-2:]) and rows_join(x, out, added, seen):
+        settings |= as_rows(height * width, "x", "out")
     pixel_blocks = triton.cdiv(pixel_count, pixels_of)
     if single:
         row_blocks = triton.cdiv(count, rows_of)
@@ -251,7 +266,7 @@ def _convolve(
         "SHARED": shared,
         "UNIT_STEPS": not (transposed or by_channel),
         "LARGE_WEIGHT": weight.numel() > _LARGEST,
-        "PRECISION": _precision(x, tf32),
+        "PRECISION": precision(x, tf32),
         "DEPTH": depth,
     }
     launch_kernel(convolve_kernels.convolve, (tiles.shape[0] * pixel_blocks,), x, settings)
@@ -307,10 +322,10 @@ def _weight_gradient(
     dtype: torch.dtype,
     launch: Sequence[int],
 ) -> torch.Tensor:
-    _check_operands(x, grad=grad, scale=scale, shift=shift, tiles=tiles, rows=rows)
+    check_operands(x, grad=grad, scale=scale, shift=shift, tiles=tiles, rows=rows)
     _check_plan(tiles, rows, row_channels, column_channels)
-    _check_channels("scale", scale, x.shape[1])
-    _check_channels("shift", shift, x.shape[1])
+    check_channels("scale", scale, x.shape[1])
+    check_channels("shift", shift, x.shape[1])
     _refuse(
         grad.dim() != 4 or grad.shape[0] != x.shape[0],
         f"grad has shape {list(grad.shape)}; expected as many images as x, {x.shape[0]}",
@@ -346,20 +361,20 @@ def _weight_gradient(
         "grad_w": grad.shape[3],
         "x_h": x.shape[2],
         "x_w": x.shape[3],
-        **_strides("grad", grad),
-        **_strides("x", x),
+        **strides("grad", grad),
+        **strides("x", x),
         **_window(window, kernel_h, kernel_w),
         **_prologue(x, scale, shift, relu),
         "CHANNELS_LAST": channels_last,
         "ONE_ROW": False,
-        "LARGE": _is_large(x, grad),
+        "LARGE": is_large(x, grad),
         "ROWS": rows_of,
         "num_warps": warps,
         "num_stages": stages,
     }
-    if _is_pointwise(window, shape[-2:]) and _rows_join(grad, x):
+    if _is_pointwise(window, shape[-2:]) and rows_join(grad, x):
         size = grad.shape[2] * grad.shape[3]
-        settings |= _as_rows(size, "grad", "x")
+        settings |= as_rows(size, "grad", "x")
     if single:
         grid = (triton.cdiv(row_channels.numel(), rows_of), taps, splits)
         settings["PIXELS"] = columns_of
@@ -371,7 +386,7 @@ def _weight_gradient(
             "column_blocks": column_blocks,
             "BY_CHANNEL": by_channel,
             "SHARED": shared,
-            "PRECISION": _precision(x, tf32),
+            "PRECISION": precision(x, tf32),
             "COLUMNS": columns_of,
             "DEPTH": depth,
         }
@@ -397,7 +412,7 @@ weight_gradient = register("weight_gradient", _weight_gradient, _fake_weight_gra
 def _collect_readers(
     partial: torch.Tensor, readers: torch.Tensor, channels_last: bool, dtype: torch.dtype
 ) -> torch.Tensor:
-    _check_operands(partial, readers=readers)
+    check_operands(partial, readers=readers)
     if readers.dim() != 2 or readers.dtype != torch.int32 or not readers.is_contiguous():
         raise RuntimeError(
             f"readers is {readers.dtype} {list(readers.shape)}; expected contiguous int32 "
@@ -421,15 +436,15 @@ def _collect_readers(
         "partial_channel_count": partial.shape[1],
         "size_h": height,
         "size_w": width,
-        **_strides("partial", partial),
-        **_strides("out", out),
+        **strides("partial", partial),
+        **strides("out", out),
         "CHANNELS_LAST": channels_last,
         "ONE_ROW": False,
-        "LARGE": _is_large(partial, out),
+        "LARGE": is_large(partial, out),
         "CHANNELS": block,
         "PIXELS": _PIXELS_OF_A_COPY,
     }
-    if _rows_join(partial, out):
+    if rows_join(partial, out):
         settings |= {"ONE_ROW": True, "size_h": 1, "size_w": height * width}
     grid = (channel_blocks * triton.cdiv(pixel_count, _PIXELS_OF_A_COPY),)
     launch_kernel(convolve_kernels.collect_readers, grid, partial, settings)

@@ -28,6 +28,7 @@ from ...partition import Partition
 __all__ = [
     "TILE_FIELDS",
     "Tile",
+    "chain_table",
     "places",
     "read_channels",
     "readers",
@@ -129,6 +130,22 @@ def row_weights(partition: Partition, transposed: int) -> Table:
         found.append(np.stack([np.broadcast_to(field, steps.shape) for field in fields], 1))
         first_in, first_out, entry = first_in + ins, first_out + outs, entry + outs * ins
     return np.concatenate(found).astype(np.int64)
+
+
+def chain_table(partition: Partition, block: int, transposed: int) -> Table:
+    """A stage of a chain in one list of int64, for the tables of stages to follow each other.
+
+    Its own length, and how many tiles, rows, columns and entries there are; then
+    :func:`tile_rows`, :func:`row_weights`, and the channels of the rows and of the columns.
+    """
+    tiles_of_stage = tile_rows(partition, block, transposed)
+    rows = row_weights(partition, transposed)
+    reads, writes = read_channels(partition), write_channels(partition)
+    channels = (reads, writes) if transposed else (writes, reads)
+    lists = (tiles_of_stage.ravel(), rows.ravel(), *channels)
+    counts = (len(tiles_of_stage), *map(len, channels), partition.entries)
+    header = (1 + len(counts) + sum(map(len, lists)), *counts)
+    return np.concatenate([np.array(header), *lists]).astype(np.int64)
 
 
 def readers(partition: Partition) -> Table:

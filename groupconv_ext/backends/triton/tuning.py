@@ -44,6 +44,7 @@ class Shape(NamedTuple):
     channels_last: bool = False
     gradient: bool = False  # of the weight
     transposed: bool = False
+    stages: int = 0  # of a chain, whose rows and columns are those of its largest group
 
 
 @cache
@@ -53,6 +54,8 @@ def candidates(shape: Shape) -> tuple[Launch, ...]:
         return _single(shape)
     if shape.gradient:
         return _of_gradients(shape)
+    if shape.stages:
+        return _of_chains(shape)
     return tuple(
         launch
         for rows in _rows(shape)
@@ -73,6 +76,20 @@ def _of_gradients(shape: Shape) -> tuple[Launch, ...]:
         if _fits(
             launch := Launch(rows, columns, depth, _warps(columns * max(rows, depth)), 3), shape
         )
+    )
+
+
+def _of_chains(shape: Shape) -> tuple[Launch, ...]:
+    """Few pixels, since a program takes them through all rows of all stages.
+
+    One stage of loads: copies that run ahead of the loop would run ahead of what it reads.
+    """
+    return tuple(
+        launch
+        for pixels in _sizes(shape.pixels, (64, 32, 128))
+        for rows in _rows(shape)
+        for depth in _sizes(_columns_of_a_tile(shape, rows), (32, 64))
+        if _fits(launch := Launch(rows, pixels, depth, _warps(pixels * max(rows, depth)), 1), shape)
     )
 
 

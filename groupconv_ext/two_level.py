@@ -11,14 +11,20 @@ Backwards the gradients of y and z go through A and R as one convolution.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from ._ops import is_channels_last
 from .autograd import convolve, input_grad, wants_grad, weight_grad
-from .backends import Call, choose
+from .backends import Call, choose, device_name
+from .backends.choice import best_way
+from .backends.measure import measure_calls
+from .backends.native import NATIVE
+from .backends.registry import Question
 from .backends.triton import TRITON, TRITON_OPERATIONS, load
 from .functional import conv2d
 from .operations import NATIVE_OPERATIONS, Operations
@@ -78,7 +84,7 @@ def two_level_conv2d(
         dilation: See ``stride``.
         backend: The native kernels for the CPU do both levels in one pass over x, those for CUDA
             and the Triton kernels add the second to the first before it is rounded, every other
-            backend takes three convolutions.
+            backend takes three convolutions. ``auto`` on a GPU measures all of these.
     """
     device = x.device.type
     autocast = device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
@@ -86,30 +92,69 @@ def two_level_conv2d(
     needs_grad = wants_grad(x, weight, restriction, coarse, bias)
     call = Call(device, dtype, needs_grad, forward_ad._current_level >= 0)
     fits = x.dim() == 4 and x.shape[1] == partitions.within.in_channels and weight.dtype == x.dtype
-    operations = _fused_by(backend, call)
-    if not (
-        operations is not None and (fits or autocast)
-    ):  # what does not fit is refused by conv2d
-        settings: dict[str, Any] = {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "backend": backend,
-        }
-        z = conv2d(x, restriction, partition=partitions.restrict, **settings)
-        within = conv2d(x, weight, partition=partitions.within, **settings)
-        columns = coarse[:, :, None, None]
-        spread = partitions.spread
-        return conv2d(z, columns, bias, partition=spread, residual=within, backend=backend)
+    settings = (partitions, stride, padding, dilation, backend)
+    measured = backend == "auto" and device == "cuda"
+    operations = None if measured else _fused_by(backend, call)
+    if not (fits or autocast) or (operations is None and not measured):
+        # What does not fit is refused by conv2d.
+        return _one_by_one(x, weight, restriction, coarse, bias, *settings)
     if autocast:
         x, weight, restriction, coarse = (t.to(dtype) for t in (x, weight, restriction, coarse))
         bias = None if bias is None else bias.to(dtype)
     window = make_window(weight.shape[2], weight.shape[3], stride, padding, dilation)
     window.output_size(x.shape[2], x.shape[3], weight.shape[2], weight.shape[3])  # or an error
-    packed, packed_restriction = weight.flatten(0, 1), restriction.flatten(0, 1)
-    tensors = (x, packed, packed_restriction, coarse, bias)
+    tensors = (x, weight, restriction, coarse, bias)
+    if measured:
+        operations = _fastest(call, tensors, window, settings)
+    if operations is None:
+        return _one_by_one(*tensors, *settings)
+    return _at_once(*tensors, partitions, window, operations)
+
+
+_Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+_Settings = tuple[TwoLevelPartitions, IntOrPair, Padding, IntOrPair, str]
+
+
+def _one_by_one(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    restriction: torch.Tensor,
+    coarse: torch.Tensor,
+    bias: torch.Tensor | None,
+    partitions: TwoLevelPartitions,
+    stride: IntOrPair,
+    padding: Padding,
+    dilation: IntOrPair,
+    backend: str,
+) -> torch.Tensor:
+    """Three convolutions."""
+    settings: dict[str, Any] = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "backend": backend,
+    }
+    z = conv2d(x, restriction, partition=partitions.restrict, **settings)
+    within = conv2d(x, weight, partition=partitions.within, **settings)
+    columns = coarse[:, :, None, None]
+    spread = partitions.spread
+    return conv2d(z, columns, bias, partition=spread, residual=within, backend=backend)
+
+
+def _at_once(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    restriction: torch.Tensor,
+    coarse: torch.Tensor,
+    bias: torch.Tensor | None,
+    partitions: TwoLevelPartitions,
+    window: Window,
+    operations: Operations,
+) -> torch.Tensor:
+    """One operation."""
+    tensors = (x, weight.flatten(0, 1), restriction.flatten(0, 1), coarse, bias)
     stages = (partitions.within, partitions.restrict)
-    if not needs_grad:
+    if not wants_grad(*tensors):
         return operations.two_level(*tensors, *stages, window)[0]
     y: torch.Tensor = _TwoLevel.apply(  # type: ignore[no-untyped-call]
         *tensors, *stages, partitions.spread, partitions.together, window, operations
@@ -119,13 +164,61 @@ def two_level_conv2d(
 
 def _fused_by(backend: str, call: Call) -> Operations | None:
     """The operations that do both levels at once, if the backend for the call has such."""
-    if backend == "auto" and call.device_type == "cuda":
-        return None  # what is the fastest there is asked for each convolution
     chosen = choose(backend, call)
     if chosen is TRITON:
         load()
         return TRITON_OPERATIONS
     return NATIVE_OPERATIONS if chosen.name == "native" else None
+
+
+def _fastest(
+    call: Call, tensors: _Tensors, window: Window, settings: _Settings
+) -> Operations | None:
+    """What ``auto`` takes on a GPU: the operations of a backend, or none for one by one.
+
+    Each of the three convolutions then takes what is the fastest for it. That is also what happens
+    where nothing may be measured, and in graphs of ``torch.compile``.
+    """
+    if is_compiling():
+        return None
+    capable = [backend for backend in (NATIVE, TRITON) if backend.why_not(call) is None]
+    ways = {backend.name: _fused_by(backend.name, call) for backend in capable}
+    if not ways:
+        return None
+    x, weight, restriction, coarse, bias = tensors
+    partitions = settings[0]
+
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().requires_grad_(call.needs_grad)
+
+    def measured(operations: Operations | None) -> Callable[[], None]:
+        added = None if bias is None else leaf(bias)
+        leaves = (leaf(x), leaf(weight), leaf(restriction), leaf(coarse), added)
+
+        def run() -> None:
+            with torch.set_grad_enabled(call.needs_grad):
+                if operations is None:
+                    y = _one_by_one(*leaves, *settings)
+                else:
+                    y = _at_once(*leaves, partitions, window, operations)
+                if call.needs_grad:
+                    wanted = [t for t in leaves if t is not None]
+                    torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+        return run
+
+    def times() -> dict[str, float]:
+        calls = {name: measured(by) for name, by in ways.items()}
+        return measure_calls(calls | {_ONE_BY_ONE: measured(None)}, x.device)
+
+    packed = weight.flatten(0, 1)
+    question = Question.of(x, packed, partitions.within, window, call.needs_grad, False)
+    names = (*ways, _ONE_BY_ONE)
+    found = best_way("two levels", question, names, x, times, device_name(x.device))
+    return ways.get(found) if found is not None else None
+
+
+_ONE_BY_ONE = "one by one"
 
 
 class _TwoLevel(torch.autograd.Function):

@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers import needs_native
 
 import groupconv_ext as gc
-from groupconv_ext import Partition, backends
+from groupconv_ext import Partition, backends, two_level
 from groupconv_ext.backends import Backend, Call, choice
 from groupconv_ext.backends.aten import ATEN
 from groupconv_ext.backends.dense import DENSE
@@ -17,6 +19,8 @@ from groupconv_ext.backends.measure import Operands, measure
 from groupconv_ext.backends.oracle import REFERENCE
 from groupconv_ext.backends.registry import Question
 from groupconv_ext.backends.remembered import FORMAT, Entry, Remembered, default_path
+from groupconv_ext.operations import NATIVE_OPERATIONS
+from groupconv_ext.two_level import TwoLevelPartitions
 from groupconv_ext.window import Window
 
 POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
@@ -32,6 +36,7 @@ def operands(partition: Partition, needs_grad: bool = False) -> Operands:
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_known", {})
+    monkeypatch.setattr(choice, "_known_ways", {})
 
 
 # ---- measuring once -----------------------------------------------------------------------------
@@ -203,3 +208,69 @@ def test_auto_asks_only_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_capable_backend_is_taken_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_AUTO_ON_CUDA", (ATEN,))
     assert backends.best(Call("cuda", torch.float32, False), operands(PERMUTED)) is ATEN
+
+
+# ---- a layer of several convolutions ------------------------------------------------------------
+
+
+class Counted:
+    """The native operations, and how often both levels were made."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(NATIVE_OPERATIONS, name)
+
+    def two_level(self, *operands: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls += 1
+        return NATIVE_OPERATIONS.two_level(*operands)
+
+
+@needs_native
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_the_ways_of_a_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs_grad: bool
+) -> None:
+    """Both levels at once by each backend that has them, or one by one; remembered as a whole."""
+    layer = gc.nn.TwoLevelConv2d(8, 12, 3, padding=1, groups=4)
+    x, partitions = torch.randn(2, 8, 5, 6), TwoLevelPartitions(8, 12, 4)
+    tensors = (x, layer.weight, layer.restriction, layer.coarse, layer.bias)
+    settings = (partitions, 1, 1, 1, "reference")
+    path, window, native = tmp_path / "choices.json", Window(1, 1, 1, 1, 1, 1, 1, 1), Counted()
+    monkeypatch.setattr(choice, "remembered", lambda: Remembered(path))
+    monkeypatch.setattr(two_level, "device_name", lambda device: "A GPU")
+    monkeypatch.setattr(two_level, "NATIVE", Backend("native", lambda call: None, slow))
+    monkeypatch.setattr(two_level, "TRITON", Backend("triton", lambda call: "is off", slow))
+    monkeypatch.setattr(two_level, "_fused_by", lambda name, call: {"native": native}[name])
+    call = Call("cuda", torch.float32, needs_grad)
+
+    def fastest() -> object:
+        return two_level._fastest(call, tensors, window, settings)
+
+    # The reference takes long for three convolutions.
+    assert fastest() is native
+    ((asked, entry),) = json.loads(path.read_text())["entries"].items()
+    assert asked.startswith("A GPU; torch ")
+    assert "; two levels: dtype torch.float32, " in asked
+    assert set(entry["microseconds"]) == {"native", "one by one"}
+    assert all(t.grad is None for t in tensors)
+    calls = native.calls
+    assert calls > 0
+
+    # Neither in this process nor in another is it measured again.
+    entry["chosen"] = "one by one"
+    path.write_text(json.dumps({"format": FORMAT, "entries": {asked: entry}}))
+    assert fastest() is native
+    choice._known_ways.clear()
+    assert fastest() is None
+    assert native.calls == calls
+
+    # Where nothing may be measured: one by one, and nothing is remembered.
+    monkeypatch.setenv("GROUPCONV_MEASURE", "off")
+    choice._known_ways.clear()
+    path.unlink()
+    assert fastest() is None
+    assert not path.exists()
+    y = two_level._at_once(*tensors, partitions, window, native)
+    torch.testing.assert_close(y, two_level._one_by_one(*tensors, *settings))

@@ -3,7 +3,8 @@
 1. A kind of call that was measured before, on this machine, is answered by that
    (:mod:`.remembered`).
 2. What was never measured is measured now, all capable backends in turn (:mod:`.measure`), and
-   remembered. Never while a CUDA graph is captured, inside function transforms, on stand-ins for
+   remembered; of a layer of several convolutions, the ways to compute it at once and one by one.
+   Never while a CUDA graph is captured, inside function transforms, on stand-ins for
    tensors, or with ``GROUPCONV_MEASURE=off``: then the first of ``aten``, ``dense``, ``triton``,
    ``native`` that can serve the call does, and nothing is kept.
 
@@ -15,7 +16,7 @@ reason to take it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
@@ -23,11 +24,12 @@ from .measure import Operands, measure
 from .registry import Backend, Question
 from .remembered import Entry, Remembered, remembered, versions
 
-__all__ = ["best", "may_measure", "unmeasured"]
+__all__ = ["best", "best_way", "may_measure", "unmeasured"]
 
 _UNMEASURED = ("aten", "dense", "triton", "native")
 
 _known: dict[tuple[str, Question], Backend] = {}
+_known_ways: dict[tuple[str, str, Question], str] = {}
 
 
 def best(
@@ -42,19 +44,60 @@ def best(
     if known is not None and known in capable:
         return known
     by_name = {backend.name: backend for backend in capable}
+    fastest = _fastest(
+        f"{device_name}; {versions()}; {question.text}",
+        by_name,
+        operands[0],
+        lambda: measure(capable, operands, question.needs_grad),
+        store,
+    )
+    if fastest is None:
+        return by_name[unmeasured(tuple(by_name))]
+    _known[device_name, question] = by_name[fastest]
+    return by_name[fastest]
+
+
+def best_way(
+    layer: str,
+    question: Question,
+    ways: Collection[str],
+    x: torch.Tensor,
+    times: Callable[[], dict[str, float]],
+    device_name: str,
+    store: Remembered | None = None,
+) -> str | None:
+    """The fastest of the ways to compute a layer, or ``None`` where nobody knows.
+
+    ``question`` is that of one of its convolutions, which with the name of the layer says it all;
+    ``times`` measures all the ways.
+    """
+    known = _known_ways.get((device_name, layer, question))
+    if known is not None and known in ways:
+        return known
+    asked = f"{device_name}; {versions()}; {layer}: {question.text}"
+    fastest = _fastest(asked, ways, x, times, store)
+    if fastest is not None:
+        _known_ways[device_name, layer, question] = fastest
+    return fastest
+
+
+def _fastest(
+    asked: str,
+    names: Collection[str],
+    x: torch.Tensor,
+    times: Callable[[], dict[str, float]],
+    store: Remembered | None,
+) -> str | None:
+    """The remembered answer, or one measured now; none where nothing may be measured."""
     store = store or remembered()
-    asked = f"{device_name}; {versions()}; {question.text}"
     entry = store.get(asked)
-    if entry is None or entry.chosen not in by_name:
-        times = {}
-        if may_measure(operands[0]):
-            times = measure(capable, operands, question.needs_grad)
-        if not times:
-            return by_name[unmeasured(tuple(by_name))]
-        entry = Entry(min(times, key=times.__getitem__), times)
+    if entry is None or entry.chosen not in names:
+        found = times() if may_measure(x) else {}
+        if not found:
+            return None
+        entry = Entry(min(found, key=found.__getitem__), found)
         store.add(asked, entry)
-    _known[device_name, question] = by_name[entry.chosen]
-    return by_name[entry.chosen]
+    return entry.chosen
 
 
 def unmeasured(capable: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -15,7 +15,7 @@ from ..prologue import Prologue
 from ..window import Window
 from .registry import Backend
 
-__all__ = ["Operands", "measure", "milliseconds"]
+__all__ = ["Operands", "measure", "measure_calls", "milliseconds"]
 
 _WARM_UP = 3
 _SAMPLES = 7
@@ -39,18 +39,25 @@ def measure(
 
     The operands are copied out of the autograd graph: nothing of the caller's is touched.
     """
+    calls = {backend.name: _call(backend, operands, needs_grad) for backend in candidates}
+    return measure_calls(calls, operands[0].device)
+
+
+def measure_calls(
+    calls: Mapping[str, Callable[[], object]], device: torch.device
+) -> dict[str, float]:
+    """Microseconds of every call that does not fail."""
     times = {}
-    for backend in candidates:
-        call = _call(backend, operands, needs_grad)
+    for name, call in calls.items():
         try:
-            times[backend.name] = 1e3 * milliseconds(call, operands[0].device)
+            times[name] = 1e3 * milliseconds(call, device)
         except torch.OutOfMemoryError:
             continue  # it may be the fastest, but not here
         except RuntimeError as error:
             warnings.warn(
-                f"backend {backend.name!r} failed while it was measured and is left out: {error}",
+                f"backend {name!r} failed while it was measured and is left out: {error}",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
     return times
 

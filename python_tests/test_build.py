@@ -3,6 +3,7 @@
 The tests of object files and compiler reports need the build folder and are skipped without it.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -26,7 +27,7 @@ OBJECTS = BUILD / "CMakeFiles"
 pytestmark = pytest.mark.skipif(not _ops.LIBRARY.exists(), reason="no native library installed")
 
 
-def output_of(tool: str, *arguments: str | Path) -> str:
+def output_of(tool: str | Path, *arguments: str | Path) -> str:
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
     return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
@@ -271,6 +272,33 @@ def test_no_kernel_spills_registers() -> None:
         if "0 bytes spill stores, 0 bytes spill loads" not in usage
     }
     assert not spilling
+
+
+def disassembler() -> str | Path:
+    """The CUDA toolkit's, or the one that Triton brings along."""
+    triton = importlib.util.find_spec("triton")
+    for folder in triton.submodule_search_locations or () if triton else ():
+        found = Path(folder) / "backends" / "nvidia" / "bin" / "cuobjdump"
+        if found.exists() and shutil.which("cuobjdump") is None:
+            return found
+    return "cuobjdump"
+
+
+@pytest.mark.parametrize("element", ["f16", "bf16"])
+def test_hopper_multiplies_by_warp_groups(element: str) -> None:
+    """Four kernels of four products, which run on while the threads do."""
+    (path,) = objects(f"csrc/cuda/product_wgmma_{element}.cu")
+    code = output_of(disassembler(), "--gpu-architecture", "sm_90a", "--dump-sass", path)
+    kernels = code.split("Function : ")[1:]
+    assert len(kernels) == 4
+    for kernel in kernels:
+        assert kernel.count(" HGMMA.64x") == 4, kernel.splitlines()[0]
+        assert " HMMA." not in kernel
+    older = output_of(disassembler(), "--gpu-architecture", "sm_80", "--dump-sass", path)
+    assert "Function : " in older
+    assert "MMA." not in older
+    # What ptxas says where it can't let products run on: it waits after each of them then.
+    assert "serialized" not in path.with_suffix(".ptxas.txt").read_text()
 
 
 def test_a_spill_fails_the_build(tmp_path: Path) -> None:

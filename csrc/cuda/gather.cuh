@@ -64,6 +64,9 @@ struct GatheredTile {
   static constexpr int pixel_row = Channels + row_padding<T>, channel_row = Pixels + row_padding<T>;
   static constexpr int elements =
       Pixels * pixel_row > Channels* channel_row ? Pixels * pixel_row : Channels * channel_row;
+  // Where sixteen bytes from a pixel and a channel on lie, of neighbouring channels or of neighbouring pixels.
+  __device__ static int channels_at(int pixel, int channel) { return pixel * pixel_row + channel; }
+  __device__ static int pixels_at(int channel, int pixel) { return channel * channel_row + pixel; }
 };
 
 template <class T>
@@ -77,10 +80,9 @@ __device__ inline bool is_aligned(const void* address) {
 }
 
 // `list`: channels, of which `count` exist.
-template <class T, int Channels, int Pixels, class List>
+template <class T, int Channels, int Pixels, class Tile = GatheredTile<T, Channels, Pixels>, class List>
 __device__ void gather(const GatherSource<T>& source, const List& list, int count, const Origin* origins,
                        const Shift& shift, T* to) {
-  using Tile = GatheredTile<T, Channels, Pixels>;
   constexpr int run = run_length<T>;
   constexpr int units = Channels * Pixels / run;
   const Image<const T>& image = source.image;
@@ -99,13 +101,13 @@ __device__ void gather(const GatherSource<T>& source, const List& list, int coun
     if (source.channels_last) {
       c = unit % (Channels / run) * run;
       p = unit / (Channels / run);
-      destination = to + p * Tile::pixel_row + c;
+      destination = to + Tile::channels_at(p, c);
       together = c >= count || (c + run <= count && list.are_neighbours(c, run)) ||
                  !exists(image, origins[p], shift);
     } else {
       p = unit % (Pixels / run) * run;
       c = unit / (Pixels / run);
-      destination = to + c * Tile::channel_row + p;
+      destination = to + Tile::pixels_at(c, p);
       const Origin& first = origins[p];
       const Origin& last = origins[p + run - 1];
       const bool one_row = first.image == last.image && first.row == last.row &&
@@ -125,13 +127,13 @@ __device__ void gather(const GatherSource<T>& source, const List& list, int coun
     for (int i = 0; i < run; ++i) {
       elements.values[i] = source.channels_last ? element(c + i, p) : element(c, p + i);
     }
-    *reinterpret_cast<SixteenBytes<T>*>(destination) = elements;
+    store_16(destination, elements);
   }
 }
-template <class T, int Channels, int Pixels>
+template <class T, int Channels, int Pixels, class Tile = GatheredTile<T, Channels, Pixels>>
 __device__ void gather(const GatherSource<T>& source, const int32_t* list, const int32_t* runs, int count,
                        const Origin* origins, const Shift& shift, T* to) {
-  gather<T, Channels, Pixels>(source, ListedChannels{list, runs}, count, origins, shift, to);
+  gather<T, Channels, Pixels, Tile>(source, ListedChannels{list, runs}, count, origins, shift, to);
 }
 
 // A part of a gathered tile as the left factor: 16 lines from `line` on, and of what is summed over what one

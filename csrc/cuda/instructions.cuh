@@ -33,6 +33,13 @@ __device__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(Left) : "memory");
 }
 
+// Sixteen bytes to shared memory, there at once for this thread and after a barrier for all.
+template <class SixteenBytes>
+__device__ void store_16(void* to, const SixteenBytes& from) {
+  static_assert(sizeof(SixteenBytes) == 16);
+  *static_cast<SixteenBytes*>(to) = from;
+}
+
 // Four 8 × 8 matrices of 16-bit elements. Lane l brings the address of row l % 8 of matrix l / 8, and gets,
 // of every matrix, elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4; transposed, of column l / 4.
 __device__ inline void load_matrices(unsigned (&to)[4], const void* row) {

@@ -49,16 +49,16 @@ struct ProductProblem {
   int64_t* plan = nullptr;
 };
 
-// How a problem is cut, from sizes alone, so that it is the same at every call.
-enum class ProductKernel { pixels, narrow, wide, mma_slim, mma_wide };
+// How a problem is cut, from sizes and the current device alone, so that it is the same at every call.
+enum class ProductKernel { pixels, narrow, wide, mma_slim, mma_wide, wgmma_64, wgmma_128 };
 struct ProductChoice {
   ProductKernel kernel;
   PlanProblem partition;  // with the tiles of that kernel
   int64_t plan_words;
 };
-// `longest_side`: of both images, their batch and the window.
-ProductChoice choose_product(Element element, const PlanProblem& partition, int64_t longest_side,
-                             bool has_coarse = false);
+// `pixels`: those that are written; `longest_side`: of both images, their batch and the window.
+ProductChoice choose_product(Element element, const PlanProblem& partition, int64_t window_area,
+                             int64_t pixels, int64_t longest_side, bool has_coarse = false);
 cudaError_t run_product(Element element, const ProductChoice& choice, const ProductProblem& problem,
                         cudaStream_t stream);
 

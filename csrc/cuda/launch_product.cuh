@@ -30,6 +30,11 @@ ProductArguments<T> product_arguments(const ProductProblem& p) {
 template <class T>
 cudaError_t launch_product(ProductKernel kernel, const ProductProblem& problem, const Plan& plan,
                            cudaStream_t stream);
+template <class T>
+cudaError_t launch_wgmma(ProductKernel kernel, const ProductProblem& problem, const Plan& plan,
+                         cudaStream_t stream);
+// Whether the current device has Hopper's warp-group instructions and this build code for them.
+bool has_wgmma();
 
 template <class T>
 cudaError_t launch_fma(ProductKernel kernel, const ProductProblem& problem, const Plan& plan,
@@ -96,6 +101,10 @@ cudaError_t launch_mma(const ProductProblem& problem, const Plan& plan, cudaStre
   template <>                                                                                          \
   cudaError_t launch_product<T>(ProductKernel kernel, const ProductProblem& problem, const Plan& plan, \
                                 cudaStream_t stream) {                                                 \
+    if constexpr (sizeof(T) == sizeof(uint16_t)) {                                                     \
+      const bool wgmma = kernel == ProductKernel::wgmma_64 || kernel == ProductKernel::wgmma_128;      \
+      if (wgmma) return launch_wgmma<T>(kernel, problem, plan, stream);                                \
+    }                                                                                                  \
     if constexpr (sizeof(T) <= sizeof(float)) {                                                        \
       if (kernel == ProductKernel::mma_wide) return launch_mma<T, WideMmaTile>(problem, plan, stream); \
       if (kernel == ProductKernel::mma_slim) return launch_mma<T, SlimMmaTile>(problem, plan, stream); \

@@ -35,6 +35,7 @@ struct PlanProblem {
   bool one_output_each = false;
 
   __host__ __device__ int64_t row_channels() const { return transposed ? in_channels : out_channels; }
+  __host__ __device__ int64_t source_channels() const { return transposed ? out_channels : in_channels; }
 };
 
 // How weights lie: packed, block after block, or dense, of which only the blocks are read.

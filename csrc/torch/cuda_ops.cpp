@@ -46,7 +46,8 @@ void run_product(const Tensor& like, const cuda::PlanProblem& partition, cuda::P
                  cudaStream_t stream) {
   const cuda::Element element = element_of(like);
   const cuda::ProductChoice choice = cuda::choose_product(
-      element, partition,
+      element, partition, problem.window.area(),
+      problem.dest.batch * problem.dest.height * problem.dest.width,
       longest_side(problem.source, problem.dest.height, problem.dest.width, problem.window),
       problem.coarse.data != nullptr);
   const Tensor plan = scratch(like, choice.plan_words, ScalarType::Long);

@@ -36,7 +36,8 @@ def build(folder: Path) -> Path:
     sources += [CSRC / "torch" / "library.cpp", *HERE.glob("*.cpp")]
     sources.remove(CSRC / "torch" / "cuda_device.cpp")
     made_of = hashlib.sha256(" ".join([COMPILER, *flags, *sanitizers]).encode())
-    for path in sorted([*CSRC.rglob("*.*"), *HERE.glob("*.*")]):
+    headers = (path for path in HERE.rglob("*.*") if path.suffix in (".cpp", ".h", ".cuh"))
+    for path in sorted([*CSRC.rglob("*.*"), *headers]):
         made_of.update(path.read_bytes())
     folder = folder / f"groupconv_cuda_on_cpu_{made_of.hexdigest()[:16]}"
     folder.mkdir(exist_ok=True)

@@ -3,7 +3,8 @@
 // A block's threads are fibers that take turns: one runs until it reaches a barrier or its end, then the
 // next. Taking the turns in both directions shows a missing barrier, which a real GPU may hide. Threads of a warp that do something together (a shuffle, a product of matrices) leave what
 // they bring in a place of their own, wait for the other 31, and take what they need: a warp that is not
-// whole there ends the program. Shared memory holds garbage when a block begins.
+// whole there ends the program. Shared memory holds garbage when a block begins: no NaN, since kernels
+// compute again what is none.
 #pragma once
 
 #include <setjmp.h>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "cuda_runtime_api.h"
+#include "warp_group.h"
 
 #define __global__
 #define __device__
@@ -39,6 +41,7 @@ inline Index threadIdx, blockIdx, blockDim, gridDim;
 namespace cuda_on_cpu {
 
 constexpr unsigned warp_size = 32;
+constexpr char garbage = 0x5a;  // of every type something large
 constexpr size_t stack_bytes = 64 << 10;
 constexpr size_t brought_bytes = 64;  // the most that a thread brings to a warp's common work
 
@@ -53,6 +56,7 @@ struct Fiber {
   alignas(16) char brought[2][brought_bytes];
   unsigned rounds = 0;  // of common work; what was brought before the last round is still read
   std::vector<std::vector<std::function<void()>>> copies = {{}};  // groups of asynchronous copies
+  WarpGroupThread products;
 };
 
 inline jmp_buf scheduler;
@@ -60,13 +64,40 @@ inline std::vector<Fiber> fibers;
 inline std::function<void()> body;
 inline bool ballot, ballot_result;
 inline std::vector<char> dynamic_memory;
-inline bool backwards = false;  // the order in which threads take their turns
+inline std::vector<char> unshown;  // by sixteen bytes: written, and not shown to the asynchronous proxy since
+inline bool backwards = false;     // the order in which threads take their turns
 
 inline Fiber& me() { return fibers[threadIdx.x]; }
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "CUDA on CPU: %s\n", what);
   std::abort();
+}
+
+// Shared memory by its addresses there: it begins in the heap at the multiple of 1024 before dynamic_memory.
+inline char* shared_window() {
+  char* const memory = dynamic_memory.data();
+  return memory - reinterpret_cast<uintptr_t>(memory) % 1024;
+}
+inline size_t shared_unit(const void* address) {
+  return static_cast<size_t>(static_cast<const char*>(address) - shared_window()) / 16;
+}
+inline void note_written(void* sixteen_bytes) {
+  me().products.written.push_back(shared_unit(sixteen_bytes));
+  unshown.at(me().products.written.back()) = true;
+}
+inline void show_written() {
+  for (const size_t unit : me().products.written) unshown[unit] = false;
+  me().products.written.clear();
+}
+// For a product to read.
+inline const char* shared_bytes(unsigned address, size_t count) {
+  const char* const from = shared_window() + address;
+  const char* const memory = dynamic_memory.data();
+  if (from < memory || from + count > memory + dynamic_memory.size())
+    fail("a product reads beyond its memory");
+  if (unshown[shared_unit(from)]) fail("a product reads what was not shown to it");
+  return from;
 }
 
 inline void stop(State state) {
@@ -132,19 +163,25 @@ inline void launch(unsigned blocks, unsigned threads, size_t shared_bytes, std::
   body = std::move(kernel);
   if (fibers.size() != threads) fibers = std::vector<Fiber>(threads);
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-    dynamic_memory.assign(shared_bytes + 16, static_cast<char>(0xff));
+    dynamic_memory.assign(shared_bytes + 16, garbage);
+    unshown.assign(shared_bytes / 16 + 66, false);
+    started_products.assign(threads / warp_group_size + 1, {});
     for (Fiber& fiber : fibers) {
       fiber.started = false;
       fiber.state = State::ready;
       fiber.rounds = 0;
       fiber.copies.resize(1);
       fiber.copies.front().clear();
+      fiber.products = {};
       getcontext(&fiber.start);
       fiber.start.uc_stack.ss_sp = fiber.stack.get();
       fiber.start.uc_stack.ss_size = stack_bytes;
       makecontext(&fiber.start, enter, 0);
     }
     run_block(threads);
+    for (const Fiber& fiber : fibers) {
+      if (!fiber.products.sums.empty()) fail("a block ended with products under way");
+    }
   }
 }
 

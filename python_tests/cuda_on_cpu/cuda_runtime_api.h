@@ -21,8 +21,22 @@ struct cudaLaunchConfig_t {
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }
-// A block has 99 KiB on GPUs of compute capability 8.6 and 8.9, the smallest that the kernels run on; those that
-// ask for much declare up to 8 by themselves.
+namespace cuda_on_cpu {
+inline bool hopper =
+    false;  // an H100 with the kernels for sm_90a; else the smallest GPU that there is code for
+}
+// A block has 99 KiB on GPUs of compute capability 8.6 and 8.9, the smallest that the kernels run on, and 227 on
+// an H100; those that ask for much declare up to 8, there 13, by themselves.
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
-  return bytes <= (99 - 8) << 10 ? cudaSuccess : cudaErrorInvalidValue;
+  const int most = cuda_on_cpu::hopper ? 227 - 13 : 99 - 8;
+  return bytes <= most << 10 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+struct cudaFuncAttributes {
+  int binaryVersion = 0;
+  size_t sharedSizeBytes = 0;
+};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = cuda_on_cpu::hopper ? cudaFuncAttributes{90, 12 << 10} : cudaFuncAttributes{80, 0};
+  return cudaSuccess;
 }

@@ -125,7 +125,8 @@ __attribute__((visibility("default"))) void choices(int element, int64_t in_chan
   problem.in_channels = in_channels;
   problem.out_channels = out_channels;
   problem.entries = entries;
-  const ProductChoice product = choose_product(static_cast<Element>(element), problem, longest_side);
+  const ProductChoice product =
+      choose_product(static_cast<Element>(element), problem, area, pixels, longest_side);
   const WeightGradChoice grad =
       choose_weight_grad(static_cast<Element>(element), problem, area, pixels, longest_side);
   found[0] = static_cast<int64_t>(product.kernel);
@@ -136,7 +137,8 @@ __attribute__((visibility("default"))) void choices(int element, int64_t in_chan
   found[5] = grad.slices;
   found[6] = channel_slices(pixels, out_channels);
   found[7] = chain_blocks(pixels, entries);
-  const ProductChoice two_level = choose_product(static_cast<Element>(element), problem, longest_side, true);
+  const ProductChoice two_level =
+      choose_product(static_cast<Element>(element), problem, area, pixels, longest_side, true);
   found[8] = static_cast<int64_t>(two_level.kernel);
 }
 

@@ -1,5 +1,6 @@
 // csrc/cuda/instructions.cuh on a CPU. Asynchronous copies are made as late as they may be, when a thread
-// waits for them, so that a tile that is read too early is garbage.
+// waits for them, and what they will overwrite is garbage from their start on: so is a tile that is read too
+// early, and one that is still read when the next takes its place.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,6 +14,10 @@ inline char* dynamic_shared() {
   return memory + (16 - reinterpret_cast<uintptr_t>(memory) % 16) % 16;
 }
 
+inline unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(static_cast<const char*>(pointer) - cuda_on_cpu::shared_window());
+}
+
 inline void check_aligned(const void* address) {
   if (reinterpret_cast<uintptr_t>(address) % 16 != 0) cuda_on_cpu::fail("an address is no multiple of 16");
 }
@@ -20,8 +25,18 @@ inline void check_aligned(const void* address) {
 inline void copy_16_async(void* to, const void* from, bool exists) {
   check_aligned(to);
   if (exists) check_aligned(from);
-  cuda_on_cpu::me().copies.back().push_back(
-      [=] { exists ? (void)std::memcpy(to, from, 16) : (void)std::memset(to, 0, 16); });
+  std::memset(to, cuda_on_cpu::garbage, 16);
+  cuda_on_cpu::me().copies.back().push_back([=] {
+    exists ? (void)std::memcpy(to, from, 16) : (void)std::memset(to, 0, 16);
+    cuda_on_cpu::note_written(to);
+  });
+}
+template <class SixteenBytes>
+void store_16(void* to, const SixteenBytes& from) {
+  static_assert(sizeof(SixteenBytes) == 16);
+  check_aligned(to);
+  *static_cast<SixteenBytes*>(to) = from;
+  cuda_on_cpu::note_written(to);
 }
 inline void commit_copies() { cuda_on_cpu::me().copies.emplace_back(); }
 

@@ -50,8 +50,10 @@ def call(
     return [y, *torch.autograd.grad(y, (x, weight, bias), grad)]
 
 
-def random_operands(p: Partition, kernel: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    shapes = (3, p.in_channels, 19, 22), (p.entries, kernel, kernel), (p.out_channels,)
+def random_operands(
+    p: Partition, kernel: int, dtype: torch.dtype, batch: int = 3
+) -> list[torch.Tensor]:
+    shapes = (batch, p.in_channels, 19, 22), (p.entries, kernel, kernel), (p.out_channels,)
     scale = (p.entries * kernel * kernel / p.out_channels) ** -0.5
     scales = (1.0, scale, 1.0)
     return [
@@ -74,6 +76,38 @@ def test_matches_the_reference(name: str, layout: str, dtype: torch.dtype) -> No
         for name_, got, want in zip(["y", "x", "weight", "bias"], found, exact, strict=True):
             error = (got.double() - want).norm() / want.norm()
             assert error < 4 * TOLERANCE[dtype] ** (1 if name_ == "y" else 0.75), name_
+
+
+MANY_CHANNELS = {
+    "in order": (Partition.contiguous(256, 256, 4), 3),
+    "permuted": (Partition.random(512, 512, 2, seed=5), 1),
+    "uneven": (Partition.random(600, 700, 4, seed=6, uneven=True), 1),
+    "overlapping": (
+        Partition.from_lists(
+            [list(range(200)), list(range(100, 300))],
+            [list(range(0, 260, 2)), list(range(1, 260, 2))],
+            in_channels=320,
+            out_channels=260,
+        ),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("name", MANY_CHANNELS)
+def test_groups_of_many_channels(name: str, channels_last: bool, dtype: torch.dtype) -> None:
+    """Enough of them, and of pixels, for the warp-group instructions of an H100."""
+    p, kernel = MANY_CHANNELS[name]
+    x, *rest = random_operands(p, kernel, dtype, batch=48)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    found = call(p, [x, *rest], "native", kernel, 1)
+    exact = call(p, [t.double() for t in (x, *rest)], "reference", kernel, 1)
+    for name_, got, want in zip(["y", "x", "weight", "bias"], found, exact, strict=True):
+        error = (got.double() - want).norm() / want.norm()
+        assert error < 4 * TOLERANCE[dtype] ** (1 if name_ == "y" else 0.75), name_
 
 
 def test_tf32_only_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@
 #include "core/epilogue.h"
 #include "core/problem.h"
 #include "cuda/plan.h"
+#include "cuda/whole_pixels.h"
 
 namespace groupconv::cuda {
 
@@ -23,6 +24,7 @@ bool on_tensor_cores(Element element);
 
 // The static runtime has a current device of its own beside the one of torch's runtime.
 cudaError_t use_device(int device);
+cudaError_t describe_device(Device& device);  // the current one
 
 // What comes before a convolution, see core/prologue.h, in the type of the sums (float, of doubles double).
 struct Before {
@@ -50,15 +52,19 @@ struct ProductProblem {
 };
 
 // How a problem is cut, from sizes and the current device alone, so that it is the same at every call.
-enum class ProductKernel { pixels, narrow, wide, mma_slim, mma_wide, wgmma_64, wgmma_128 };
+enum class ProductKernel { pixels, narrow, wide, mma_slim, mma_wide, wgmma_64, wgmma_128, whole_pixels };
 struct ProductChoice {
   ProductKernel kernel;
   PlanProblem partition;  // with the tiles of that kernel
   int64_t plan_words;
+  WholePixelCut cut = {};  // of whole_pixels
 };
 // `pixels`: those that are written; `longest_side`: of both images, their batch and the window.
 ProductChoice choose_product(Element element, const PlanProblem& partition, int64_t window_area,
                              int64_t pixels, int64_t longest_side, bool has_coarse = false);
+// Whole pixels instead of another kernel for tensor cores, where images, window and device allow it.
+ProductChoice prefer_whole_pixels(Element element, const ProductProblem& problem, const Device& device,
+                                  const ProductChoice& otherwise);
 cudaError_t run_product(Element element, const ProductChoice& choice, const ProductProblem& problem,
                         cudaStream_t stream);
 

@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(plan_threads) make_plan(PlanProblem problem, P
   __shared__ int64_t sums[plan_threads];
   __shared__ int most[2];
   if (threadIdx.x < 4) header[threadIdx.x] = problem.table[threadIdx.x];
-  if (threadIdx.x == 0) plan.summary[0] = 0;
+  if (threadIdx.x == 0) plan.summary[0] = plan.summary[7] = 0;
   __syncthreads();
   const bool follows_sound = problem.stage_before == nullptr || problem.stage_before[0] != 0;
   const int64_t in_channels = problem.stage_before ? problem.stage_before[6] : problem.in_channels;

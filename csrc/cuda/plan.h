@@ -53,7 +53,7 @@ constexpr int64_t shortest_table(int64_t out_channels) { return 8 + out_channels
 // the arrays have room for the most that a table of this length can have.
 struct Plan {
   int64_t max_groups, max_reads, max_tiles;
-  int64_t* summary;         // valid, groups, slots, groups in a slot, tiles, input and output channels
+  int64_t* summary;  // valid, groups, slots, groups in a slot, tiles, input and output channels, counter
   int64_t* weight_offsets;  // [groups + 1] in units of one kernel window
   int32_t* row_offsets;     // [groups + 1] into row_list
   int32_t* source_offsets;  // [groups + 1] into source_list
@@ -93,7 +93,7 @@ struct Plan {
       return taken;
     };
     const auto take_short = [&](int64_t count) { return reinterpret_cast<int32_t*>(take((count + 1) / 2)); };
-    summary = take(7);
+    summary = take(8);
     weight_offsets = take(max_groups + 1);
     row_offsets = take_short(max_groups + 1);
     source_offsets = take_short(max_groups + 1);
@@ -122,6 +122,8 @@ struct Plan {
   __device__ int64_t tiles() const { return summary[4]; }
   __device__ int64_t in_channels() const { return summary[5]; }
   __device__ int64_t out_channels() const { return summary[6]; }
+  // Zero, for a kernel that comes next.
+  __device__ int32_t* counter() const { return reinterpret_cast<int32_t*>(summary + 7); }
 
  private:
   int64_t used = 0;

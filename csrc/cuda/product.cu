@@ -4,6 +4,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/launch_product.cuh"
+#include "cuda/launch_whole_pixels.cuh"
 #include "cuda/product_wgmma.cuh"
 
 namespace groupconv::cuda {
@@ -17,6 +18,19 @@ bool on_tensor_cores(Element element) {
 }
 
 cudaError_t use_device(int device) { return cudaSetDevice(device); }
+
+cudaError_t describe_device(Device& device) {
+  int current = 0, shared_bytes = 0, multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&current);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, current);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, current);
+  }
+  device = {shared_bytes, multiprocessors};
+  return error;
+}
 
 namespace {
 
@@ -82,7 +96,13 @@ cudaError_t run_product(Element element, const ProductChoice& choice, const Prod
     return error;
   }
   return for_element(element, [&](auto type) {
-    return launch_product<decltype(type)>(choice.kernel, problem, plan, stream);
+    using T = decltype(type);
+    if constexpr (sizeof(T) <= sizeof(float)) {
+      if (choice.kernel == ProductKernel::whole_pixels) {
+        return launch_whole_pixels<T>(choice, problem, plan, stream);
+      }
+    }
+    return launch_product<T>(choice.kernel, problem, plan, stream);
   });
 }
 

@@ -162,15 +162,20 @@ __device__ Sum<T> sum_of_products(const ProductArguments<T>& a, const Plan& plan
   return sums[0];
 }
 
+// What becomes of a sum.
 template <class T>
-__device__ void store(const ProductArguments<T>& a, const Place& place, int32_t channel, Sum<T> sum) {
+__device__ T finish(const ProductArguments<T>& a, const Place& place, int32_t channel, Sum<T> sum) {
   if (a.bias) sum += static_cast<Sum<T>>(a.bias[channel]);
   if (a.residual.data) {
     sum += static_cast<Sum<T>>(
         a.residual.data[offset_of(a.residual, place.image, channel, place.row, place.col)]);
   }
-  a.dest.data[offset_of(a.dest, place.image, channel, place.row, place.col)] =
-      static_cast<T>(activate(a.activation, sum));
+  return static_cast<T>(activate(a.activation, sum));
+}
+
+template <class T>
+__device__ void store(const ProductArguments<T>& a, const Place& place, int32_t channel, Sum<T> sum) {
+  a.dest.data[offset_of(a.dest, place.image, channel, place.row, place.col)] = finish(a, place, channel, sum);
 }
 
 // One tile of the product: rows of one slot × pixels of one phase. Blocks that run at the same time share

@@ -45,11 +45,16 @@ int64_t longest_side(const Image<const void>& one, int64_t height, int64_t width
 void run_product(const Tensor& like, const cuda::PlanProblem& partition, cuda::ProductProblem& problem,
                  cudaStream_t stream) {
   const cuda::Element element = element_of(like);
-  const cuda::ProductChoice choice = cuda::choose_product(
-      element, partition, problem.window.area(),
-      problem.dest.batch * problem.dest.height * problem.dest.width,
-      longest_side(problem.source, problem.dest.height, problem.dest.width, problem.window),
-      problem.coarse.data != nullptr);
+  cuda::Device device;
+  check_launch(cuda::describe_device(device));
+  problem.partition = partition;
+  const cuda::ProductChoice choice = cuda::prefer_whole_pixels(
+      element, problem, device,
+      cuda::choose_product(
+          element, partition, problem.window.area(),
+          problem.dest.batch * problem.dest.height * problem.dest.width,
+          longest_side(problem.source, problem.dest.height, problem.dest.width, problem.window),
+          problem.coarse.data != nullptr));
   const Tensor plan = scratch(like, choice.plan_words, ScalarType::Long);
   problem.partition = choice.partition;
   problem.plan = static_cast<int64_t*>(plan.data_ptr());

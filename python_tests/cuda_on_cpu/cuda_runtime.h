@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -66,6 +67,7 @@ inline bool ballot, ballot_result;
 inline std::vector<char> dynamic_memory;
 inline std::vector<char> unshown;  // by sixteen bytes: written, and not shown to the asynchronous proxy since
 inline bool backwards = false;     // the order in which threads take their turns
+inline std::map<const void*, int64_t> launches;  // of every kernel
 
 inline Fiber& me() { return fibers[threadIdx.x]; }
 
@@ -239,6 +241,7 @@ T __ldg(const T* address) {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* configuration, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+  ++cuda_on_cpu::launches[reinterpret_cast<const void*>(kernel)];
   cuda_on_cpu::launch(configuration->gridDim.x, configuration->blockDim.x, configuration->dynamicSmemBytes,
                       [=] { kernel(arguments...); });
   return cudaSuccess;

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 using cudaStream_t = void*;
 
@@ -24,12 +25,22 @@ inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 namespace cuda_on_cpu {
 inline bool hopper =
     false;  // an H100 with the kernels for sm_90a; else the smallest GPU that there is code for
-}
 // A block has 99 KiB on GPUs of compute capability 8.6 and 8.9, the smallest that the kernels run on, and 227 on
 // an H100; those that ask for much declare up to 8, there 13, by themselves.
+inline int shared_bytes_of_a_block() { return (hopper ? 227 - 13 : 99 - 8) << 10; }
+}  // namespace cuda_on_cpu
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
-  const int most = cuda_on_cpu::hopper ? 227 - 13 : 99 - 8;
-  return bytes <= most << 10 ? cudaSuccess : cudaErrorInvalidValue;
+  return bytes <= cuda_on_cpu::shared_bytes_of_a_block() ? cudaSuccess : cudaErrorInvalidValue;
+}
+// So few multiprocessors that a block that stays takes several pieces of work.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const bool count = attribute == cudaDevAttrMultiProcessorCount;
+  *value = count ? 2 : cuda_on_cpu::shared_bytes_of_a_block();
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
 }
 
 struct cudaFuncAttributes {

@@ -11,6 +11,7 @@
 #include "cpu/convolve_pixels.h"
 #include "cpu/isa/entry.h"
 #include "cpu/multiply.h"
+#include "cpu/row_blocks.h"
 #include "cpu/weights.h"
 #include "cpu/workspace.h"
 
@@ -59,16 +60,17 @@ class Convolution {
     const Tiling tiling(sweep_, staged_ * planes_.count, summed_ + shared_, sizeof(T), wanted);
     const Sides<Stored> sides(p_);
     const Weights<Stored, Operand> weights(sides);
+    const RowBlocks<Stored, Operand> blocks(sides, shared_ > 0);
     for_each_item(p_.threads, units * tiling.count, [&](int64_t item) {
       const int64_t first = item / tiling.count * groups_at_once;
-      run_tile(weights, first / groups_, tiling.tile(sweep_, item % tiling.count), first % groups_,
+      run_tile(weights, blocks, first / groups_, tiling.tile(sweep_, item % tiling.count), first % groups_,
                groups_at_once);
     });
   }
 
  private:
-  void run_tile(const Weights<Stored, Operand>& weights, int64_t n, const Tile& tile, int64_t first_group,
-                int64_t group_count) const {
+  void run_tile(const Weights<Stored, Operand>& weights, const RowBlocks<Stored, Operand>& blocks, int64_t n,
+                const Tile& tile, int64_t first_group, int64_t group_count) const {
     const PlaneShape shape(sweep_, tile);
     const int64_t length = tile_length(tile, shape.pitch);
     const int64_t source_distance = row_distance<Operand>(planes_.count * shape.size);
@@ -154,6 +156,8 @@ class Convolution {
       job.depth = list_taps(g);
       job.weight = weights.of(g);
       job.weight_row_stride = weights.dest_step(g);
+      job.blocks = blocks.of(g);
+      job.block_steps = blocks.steps();
       list_dests(to, dests_.count(g));
       if (shared_ > 0) {
         job.bias = nullptr;
@@ -183,6 +187,7 @@ class Convolution {
           steps[i] = i;
         }
         job.weight = p_.coarse;
+        job.blocks = nullptr;
         job.depth = job.weight_row_stride = shared_;
         job.accumulate = true;
         list_dests(nullptr, p_.dest.channels);

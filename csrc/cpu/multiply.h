@@ -6,9 +6,12 @@
 //
 // Tile: R destination rows × V vectors of pixels in registers. Each step loads V vectors of one source
 // row and broadcasts R weights: V + R loads for R · V multiply-adds. With 32 registers the tile is 8 × 3
-// (24 sums, 3 sources, 1 weight), with 16 it is 4 × 3 (12 + 3 + 1). A weight is read where it lies, so
-// forward (rows in_g apart) and input gradient (rows 1 apart) need no packing and no transposing.
+// (24 sums, 3 sources, 1 weight), with 16 it is 4 × 3 (12 + 3 + 1).
 // Pixels are the outer loop: the tile of source rows stays in L1 while all destination rows pass over it.
+//
+// Weights of a tile's rows that lie next to each other are read from one pointer: an input gradient's do, a
+// forward pass brings them into blocks where that pays (row_blocks.h). Else each row has its own address, and a
+// fifth of the instructions computes it.
 #pragma once
 
 #include "cpu/pair.h"
@@ -29,6 +32,8 @@ struct MultiplyJob {
   sum_t<T>* const* dests;            // [rows]
   const sum_t<T>* bias;              // [rows], or null
   const sum_t<T>* const* residuals;  // [rows], or null
+  const T* blocks;             // the weights once more, [rows / max_tile_rows][depth][max_tile_rows]; or null
+  const int64_t* block_steps;  // [depth] max_tile_rows apart
   int64_t rows;
   int64_t length;   // pixels
   bool accumulate;  // add to what dests hold
@@ -44,6 +49,15 @@ constexpr int tile_vectors(int rows) {
   return fit < 8 ? fit : 8;
 }
 
+// Where the weight of a row that begins a tile and source j is found: first + row · row_step + steps[j].
+// Those of the tile's other rows follow `stride` apart; Adjacent: 1.
+template <class T>
+struct TileWeights {
+  const T* first;
+  int64_t row_step, stride;
+  const int64_t* steps;
+};
+
 // A tile is narrow and its rows lie far apart, so the hardware does not guess where the next one is.
 template <class T, int V>
 GROUPCONV_INLINE void prefetch_next(const T* source) {
@@ -51,8 +65,9 @@ GROUPCONV_INLINE void prefetch_next(const T* source) {
   for (int v = V; v < 2 * V; ++v) __builtin_prefetch(source + v * Vec<T>::lanes);
 }
 
-template <class T, int R, int V, bool Tail>
-void multiply_tile(const MultiplyJob<T>& job, int64_t row, int64_t pixel, typename Vec<T>::Mask tail) {
+template <class T, int R, int V, bool Adjacent, bool Tail, bool Prefetch>
+void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
+                   typename Vec<T>::Mask tail) {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
   constexpr int lanes = V_::lanes;
@@ -70,19 +85,19 @@ void multiply_tile(const MultiplyJob<T>& job, int64_t row, int64_t pixel, typena
 
   const int64_t depth = job.depth;
   const T* const* sources = job.sources;
-  const int64_t* steps = job.steps;
-  const T* first_weights = job.weight + row * job.weight_row_stride;
-  const Strides strides(job.weight_row_stride * static_cast<int64_t>(sizeof(T)));
+  const int64_t* steps = weights.steps;
+  const T* first_weights = weights.first + row * weights.row_step;
+  const Strides strides(weights.stride * static_cast<int64_t>(sizeof(T)));
   for (int64_t j = 0; j < depth; ++j) {
     const T* source = sources[j] + pixel;
     const T* weight = first_weights + steps[j];
     V_ x[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) x[v] = load(source, v);
-    if constexpr (!Tail) prefetch_next<T, V>(source);
+    if constexpr (Prefetch) prefetch_next<T, V>(source);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V_ w = V_::broadcast(*strides.at(weight, r));
+      const V_ w = V_::broadcast(Adjacent ? weight[r] : *strides.at(weight, r));
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
     }
@@ -120,37 +135,55 @@ void multiply_tile(const MultiplyJob<T>& job, int64_t row, int64_t pixel, typena
 }
 
 // The last, partial tile of a row: as few vectors as it needs, the last one masked.
-template <class T, int R, int V = tile_vectors(R)>
-void multiply_tail(const MultiplyJob<T>& job, int64_t row, int64_t pixel) {
+template <class T, int R, bool Adjacent, int V = tile_vectors(R)>
+void multiply_tail(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
+                   int64_t end) {
   constexpr int lanes = Vec<T>::lanes;
-  const int64_t left = job.length - pixel;
+  const int64_t left = end - pixel;
   if constexpr (V > 1) {
-    if (left <= (V - 1) * lanes) return multiply_tail<T, R, V - 1>(job, row, pixel);
+    if (left <= (V - 1) * lanes) return multiply_tail<T, R, Adjacent, V - 1>(job, weights, row, pixel, end);
   }
-  multiply_tile<T, R, V, true>(job, row, pixel, Vec<T>::first(left - (V - 1) * lanes));
+  multiply_tile<T, R, V, Adjacent, true, false>(job, weights, row, pixel,
+                                                Vec<T>::first(left - (V - 1) * lanes));
 }
 
-// R rows × the pixels [pixel, pixel + span): whole tiles first, then the tail.
-template <class T, int R>
-void multiply_span(const MultiplyJob<T>& job, int64_t row, int64_t pixel, int64_t span) {
-  constexpr int64_t width = tile_vectors(R) * Vec<T>::lanes;
+// R rows × the pixels [pixel, pixel + span): whole tiles first, then the tail. The first rows fetch what the
+// rest find in cache.
+template <class T, int R, bool Adjacent>
+void multiply_span(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
+                   int64_t span) {
+  constexpr int V = tile_vectors(R);
+  constexpr int64_t width = V * Vec<T>::lanes;
   const int64_t end = smaller(pixel + span, job.length);
   for (; pixel + width <= end; pixel += width) {
-    multiply_tile<T, R, tile_vectors(R), false>(job, row, pixel, typename Vec<T>::Mask());
+    if (row == 0) {
+      multiply_tile<T, R, V, Adjacent, false, true>(job, weights, row, pixel, typename Vec<T>::Mask());
+    } else {
+      multiply_tile<T, R, V, Adjacent, false, false>(job, weights, row, pixel, typename Vec<T>::Mask());
+    }
   }
-  if (pixel < end) {
-    MultiplyJob<T> rest = job;
-    rest.length = end;
-    multiply_tail<T, R>(rest, row, pixel);
+  if (pixel < end) multiply_tail<T, R, Adjacent>(job, weights, row, pixel, end);
+}
+
+template <class T, bool Adjacent, int R = max_tile_rows - 1>
+void multiply_last_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row) {
+  if constexpr (R > 0) {
+    if (job.rows - row == R) return multiply_span<T, R, Adjacent>(job, weights, row, 0, job.length);
+    multiply_last_rows<T, Adjacent, R - 1>(job, weights, row);
   }
 }
 
-template <class T, int R>
-void multiply_last_rows(const MultiplyJob<T>& job, int64_t row, int64_t pixel, int64_t span) {
-  if constexpr (R > 0) {
-    if (job.rows - row == R) return multiply_span<T, R>(job, row, pixel, span);
-    multiply_last_rows<T, R - 1>(job, row, pixel, span);
+template <class T, bool Adjacent>
+void multiply_all_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights) {
+  constexpr int64_t width = tile_vectors(max_tile_rows) * Vec<T>::lanes;
+  const int64_t full = job.rows - job.rows % max_tile_rows;
+  for (int64_t pixel = 0; full > 0 && pixel < job.length; pixel += width) {
+    for (int64_t row = 0; row < full; row += max_tile_rows) {
+      multiply_span<T, max_tile_rows, Adjacent>(job, weights, row, pixel, width);
+    }
   }
+  // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.
+  multiply_last_rows<T, Adjacent>(job, weights, full);
 }
 
 // The few pixels beyond the last whole vector, one at a time: a masked tile would spend as much on them
@@ -253,15 +286,10 @@ void multiply_rows(const MultiplyJob<T>& job) {
     for (int64_t pixel = vectors.length; pixel < job.length; ++pixel) ColumnMultiply<T>(job, pixel);
     return;
   }
-  constexpr int64_t width = tile_vectors(max_tile_rows) * Vec<T>::lanes;
-  const int64_t full = job.rows - job.rows % max_tile_rows;
-  for (int64_t pixel = 0; full > 0 && pixel < job.length; pixel += width) {
-    for (int64_t row = 0; row < full; row += max_tile_rows) {
-      multiply_span<T, max_tile_rows>(job, row, pixel, width);
-    }
-  }
-  // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.
-  multiply_last_rows<T, max_tile_rows - 1>(job, full, 0, job.length);
+  if (job.blocks) return multiply_all_rows<T, true>(job, {job.blocks, job.depth, 1, job.block_steps});
+  const TileWeights<T> as_they_lie{job.weight, job.weight_row_stride, job.weight_row_stride, job.steps};
+  if (job.weight_row_stride == 1) return multiply_all_rows<T, true>(job, as_they_lie);
+  multiply_all_rows<T, false>(job, as_they_lie);
 }
 
 }  // namespace

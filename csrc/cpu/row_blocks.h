@@ -1,0 +1,102 @@
+// The weights of a forward pass in blocks of the rows that multiply_rows takes at a time, next to each other for
+// each source: of each group [rows / max_tile_rows][depth][max_tile_rows]. It is one pass over the weights, once a
+// call for all tiles and threads, and pays where enough pixels are multiplied by them and they stay in cache.
+#pragma once
+
+#include "cpu/multiply.h"
+#include "cpu/sides.h"
+#include "cpu/staging.h"
+#include "cpu/workspace.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class Stored, class Operand>
+class RowBlocks {
+ public:
+  // `shared`: a group has a row more than destinations, that of the channel which all of them read.
+  RowBlocks(const Sides<Stored>& sides, bool shared) : sides_(sides), shared_(shared), memory_(plan()) {
+    if (size_ == 0) return;
+    space_.open(memory_);
+    Operand* to = space_.take<Operand>(size_);
+    starts_ = space_.take<const Operand*>(sides_.groups);
+    steps_ = space_.take<int64_t>(depth_);
+    for (int64_t j = 0; j < depth_; ++j) steps_[j] = j * max_tile_rows;
+    if constexpr (channels_in<Operand> == 1) {
+      for (int64_t g = 0; g < sides_.groups; ++g) {
+        starts_[g] = to;
+        to = pack(g, to);
+      }
+    }
+  }
+
+  // A group's, or null: its rows are read as they lie.
+  const Operand* of(int64_t group) const { return starts_ ? starts_[group] : nullptr; }
+  // From the first source's weights to those of each other, of the group that has most of them.
+  const int64_t* steps() const { return steps_; }
+
+ private:
+  size_t plan() {
+    constexpr int64_t enough_pixels = 128, most_bytes = 1 << 20;
+    const auto& p = sides_.problem;
+    const int64_t pixels = p.dest.batch * p.sweep->rows * p.sweep->cols;
+    if (channels_in<Operand> > 1 || p.transposed || pixels < enough_pixels) return 0;
+    int64_t size = 0;
+    for (int64_t g = 0; g < sides_.groups; ++g) {
+      depth_ = larger(depth_, depth(g));
+      size += divide_up(rows(g), max_tile_rows) * max_tile_rows * depth(g);
+    }
+    if (size * static_cast<int64_t>(sizeof(Operand)) > most_bytes) return 0;
+    size_ = size;
+    space_.plan<Operand>(size_);
+    space_.plan<const Operand*>(sides_.groups);
+    space_.plan<int64_t>(depth_);
+    return space_.bytes();
+  }
+  int64_t rows(int64_t group) const { return sides_.dests.count(group) + (shared_ ? 1 : 0); }
+  int64_t depth(int64_t group) const { return sides_.sources.count(group) * sides_.taps; }
+
+  // Returns the end of the group.
+  Operand* pack(int64_t group, Operand* to) const {
+    const auto& p = sides_.problem;
+    const int64_t count = rows(group), step = sides_.dest_step(group);
+    const Operand* from =
+        sides_.weight(group) + (shared_ ? sides_.sources.offsets[group] * p.window_area : 0);
+    for (int64_t row = 0; row < count; row += max_tile_rows, from += max_tile_rows * step) {
+      const int64_t present = smaller<int64_t>(max_tile_rows, count - row);
+      if (every_tap()) {
+        transpose_in(from, step, present, step, to, max_tile_rows);
+        to += step * max_tile_rows;
+        continue;
+      }
+      for (int64_t i = 0; i < sides_.sources.count(group); ++i) {
+        for (const Tap& tap : p.sweep->taps) {
+          const Operand* column = from + i * p.window_area + tap.weight;
+          for (int64_t r = 0; r < present; ++r) to[r] = column[r * step];
+          to += max_tile_rows;
+        }
+      }
+    }
+    return to;
+  }
+
+  // The sweep visits the whole window, in its order.
+  bool every_tap() const {
+    const auto& taps = sides_.problem.sweep->taps;
+    for (int64_t t = 0; t < sides_.taps; ++t) {
+      if (taps[static_cast<size_t>(t)].weight != t) return false;
+    }
+    return sides_.taps == sides_.problem.window_area;
+  }
+
+  const Sides<Stored>& sides_;
+  bool shared_;
+  int64_t size_ = 0, depth_ = 0;
+  Workspace space_;
+  SharedScratch memory_;
+  const Operand** starts_ = nullptr;
+  int64_t* steps_ = nullptr;
+};
+
+}  // namespace
+}  // namespace groupconv::cpu

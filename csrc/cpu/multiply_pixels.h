@@ -57,6 +57,7 @@ void multiply_pixels(const PixelTile<T>& tile) {
   for (int64_t j = 0; j < tile.depth; ++j, weight += width) {
     const T* from = source + offsets[j];
     const T* beyond = strides.at(from, 8);
+    asm("" : "+r"(from), "+r"(beyond));  // two pointers; else the compiler keeps a distance for each pixel
     V_ w[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) w[v] = V_::load(weight + v * lanes);

@@ -169,3 +169,28 @@ def test_memory(check: str) -> None:
 if __name__ == "__main__":
     torch.manual_seed(0)
     CHECKS[sys.argv[1]]()
+
+
+def huge_kilobytes(address: int) -> int:
+    """Of the mapping that holds the address."""
+    within = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head, *rest = line.split()
+        if "-" in head and not head.endswith(":"):
+            first, last = (int(part, 16) for part in head.split("-"))
+            within = first <= address < last
+        elif within and head == "AnonHugePages:":
+            return int(rest[0])
+    raise LookupError(f"no mapping holds {address:#x}")
+
+
+@needs_native
+def test_a_large_output_lies_in_huge_pages() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this system has no transparent huge pages")
+    partition = Partition.random(64, 64, 4, seed=0)
+    weight = torch.randn(partition.entries, 1, 1)
+    y = gc.conv2d(torch.randn(8, 64, 128, 128), weight, partition=partition)  # 32 MiB
+    middle = y.data_ptr() + y.numel() * y.element_size() // 2
+    assert huge_kilobytes(middle) >= 16 << 10

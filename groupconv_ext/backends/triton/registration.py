@@ -40,8 +40,9 @@ def launch_kernel(
     kernel: Any, grid: tuple[int, ...], x: torch.Tensor, settings: dict[str, Any]
 ) -> None:
     """Run ``kernel`` on the device of ``x``, which need not be the current one."""
+    launched = kernel if INTERPRETED else wrap_triton(kernel)  # torch 2.11 wraps compiled ones only
     if x.is_cuda and type(x) is torch.Tensor and x.device.index != torch.cuda.current_device():
         with torch.cuda.device(x.device):
-            wrap_triton(kernel)[grid](**settings)
+            launched[grid](**settings)
     else:
-        wrap_triton(kernel)[grid](**settings)
+        launched[grid](**settings)

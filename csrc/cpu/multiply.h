@@ -26,7 +26,7 @@ struct MultiplyJob {
   const T* const* sources;  // [depth] rows, at the tile's first pixel
   const int64_t* steps;     // [depth] distance of source j's weight from a row's first weight
   int64_t depth;
-  const T* weight;
+  const T* weight;  // or null: only in blocks
   int64_t weight_row_stride;
   T* column;                         // [depth] scratch
   sum_t<T>* const* dests;            // [rows]
@@ -199,7 +199,7 @@ class ColumnMultiply {
  public:
   static bool suits(const MultiplyJob<T>& job, int64_t pixels) {
     const bool depth_contiguous = job.depth > 1 && job.steps[job.depth - 1] == job.depth - 1;
-    return lanes > 1 && pixels <= lanes / 4 && job.depth >= 2 * lanes &&
+    return job.weight && lanes > 1 && pixels <= lanes / 4 && job.depth >= 2 * lanes &&
            (depth_contiguous || job.weight_row_stride == 1);
   }
 

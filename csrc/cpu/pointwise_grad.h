@@ -3,8 +3,8 @@
 //
 // correlate_rows sums over lanes, which it has to add up for every entry and image, and loads 10 vectors for
 // 24 multiply-adds. Here lanes are channels of the input: a block of pixels is transposed into rows of
-// channels (in channels_last it lies so already), and the gradient is broadcast from where it lies, 11 loads
-// for 24. Transposing costs about 0.45 cycles an element, against out_channels / 16 multiply-adds a lane, so
+// channels (in channels_last it lies so already), and the gradient is broadcast, 11 loads for 24, from blocks of
+// its channels (in channels_last from where it lies). Transposing costs about 0.45 cycles an element, against out_channels / 16 multiply-adds a lane, so
 // it pays for many channels, which is when learning a structure needs it.
 //
 // 128 pixels × 48 columns are staged at a time, one behind the other, 24 KiB that stay in L1 while all rows of
@@ -63,14 +63,15 @@ class PointwiseGrad {
   void run_panels(int64_t first_panel, int64_t end_panel) const {
     Workspace space;
     space.plan<T>(pixels_at_once * columns_at_once);
-    space.plan<T>(computes_as_stored ? 0 : outs_ * pixels_at_once);
+    const int64_t grads = divide_up(outs_, max_tile_rows) * max_tile_rows * pixels_at_once;
+    space.plan<T>(grads);
     space.plan<T>(pixels_at_once);
     space.plan<const T*>(pixels_at_once);
     space.plan<int64_t>(pixels_at_once);
     space.plan<T*>(outs_);
     space.open();
     T* rows = space.take<T>(pixels_at_once * columns_at_once);
-    T* wide = space.take<T>(computes_as_stored ? 0 : outs_ * pixels_at_once);
+    T* staged_grad = space.take<T>(grads);
     T* column = space.take<T>(pixels_at_once);
     const T** sources = space.take<const T*>(pixels_at_once);
     int64_t* steps = space.take<int64_t>(pixels_at_once);
@@ -88,7 +89,7 @@ class PointwiseGrad {
       for (int64_t b = 0; b < blocks_; ++b) {
         const int64_t begin = p_.sweep->cols * b / blocks_;
         job.depth = p_.sweep->cols * (b + 1) / blocks_ - begin;
-        stage_grad(n, begin, wide, steps, job);
+        stage_grad(n, begin, staged_grad, steps, job);
         for (int64_t panel = first_panel; panel < end_panel; ++panel) {
           const int64_t first = panel * columns_at_once;
           job.length = smaller(columns_at_once, ins_ - first);
@@ -114,19 +115,39 @@ class PointwiseGrad {
     for (int64_t q = 0; q < depth; ++q, rows += columns_at_once) prepare_pixel(prologue, rows, rows, columns);
   }
 
-  void stage_grad(int64_t n, int64_t begin, T* wide, int64_t* steps, MultiplyJob<T>& job) const {
-    const Stored* image = p_.grad.at(n, 0, 0, begin);
-    if constexpr (computes_as_stored) {
-      job.weight = image;
-      job.weight_row_stride = p_.grad.stride_c;
-      for (int64_t q = 0; q < job.depth; ++q) steps[q] = q * p_.grad.stride_w;
-    } else {
-      for (int64_t r = 0; r < outs_; ++r) {
-        widen_row(image + r * p_.grad.stride_c, p_.grad.stride_w, wide + r * pixels_at_once, job.depth);
+  // The gradient's channels are the rows of weights: next to each other in channels_last, else brought into blocks.
+  void stage_grad(int64_t n, int64_t begin, T* staged, int64_t* steps, MultiplyJob<T>& job) const {
+    const Image<const Stored>& grad = p_.grad;
+    const Stored* image = grad.at(n, 0, 0, begin);
+    job.weight_row_stride = 1;
+    if (grad.stride_c == 1) {
+      if constexpr (computes_as_stored) {
+        job.weight = image;
+        for (int64_t q = 0; q < job.depth; ++q) steps[q] = q * grad.stride_w;
+      } else {
+        for (int64_t q = 0; q < job.depth; ++q) {
+          widen_row(image + q * grad.stride_w, 1, staged + q * outs_, outs_);
+          steps[q] = q * outs_;
+        }
+        job.weight = staged;
       }
-      job.weight = wide;
-      job.weight_row_stride = pixels_at_once;
-      for (int64_t q = 0; q < job.depth; ++q) steps[q] = q;
+      return;
+    }
+    job.weight = nullptr;
+    job.blocks = staged;
+    job.block_steps = steps;
+    for (int64_t q = 0; q < job.depth; ++q) steps[q] = q * max_tile_rows;
+    for (int64_t r = 0; r < outs_; r += max_tile_rows, staged += job.depth * max_tile_rows) {
+      const int64_t rows = smaller<int64_t>(max_tile_rows, outs_ - r);
+      if (grad.stride_w == 1) {
+        transpose_in(image + r * grad.stride_c, grad.stride_c, rows, job.depth, staged, max_tile_rows);
+        continue;
+      }
+      for (int64_t q = 0; q < job.depth; ++q) {
+        for (int64_t i = 0; i < rows; ++i) {
+          staged[q * max_tile_rows + i] = element_of<T>(image[(r + i) * grad.stride_c + q * grad.stride_w]);
+        }
+      }
     }
   }
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cpu/multiply.h"
+#include "cpu/row_blocks.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -137,12 +138,12 @@ class PointwiseGrad {
     job.blocks = staged;
     job.block_steps = steps;
     for (int64_t q = 0; q < job.depth; ++q) steps[q] = q * max_tile_rows;
+    if (grad.stride_w == 1) {
+      bring_into_blocks(image, grad.stride_c, outs_, job.depth, staged);
+      return;
+    }
     for (int64_t r = 0; r < outs_; r += max_tile_rows, staged += job.depth * max_tile_rows) {
       const int64_t rows = smaller<int64_t>(max_tile_rows, outs_ - r);
-      if (grad.stride_w == 1) {
-        transpose_in(image + r * grad.stride_c, grad.stride_c, rows, job.depth, staged, max_tile_rows);
-        continue;
-      }
       for (int64_t q = 0; q < job.depth; ++q) {
         for (int64_t i = 0; i < rows; ++i) {
           staged[q * max_tile_rows + i] = element_of<T>(image[(r + i) * grad.stride_c + q * grad.stride_w]);

@@ -11,6 +11,16 @@
 namespace groupconv::cpu {
 namespace {
 
+// Rows of `depth` neighbours, `distance` apart, in blocks of those that multiply_rows takes at a time. Returns the end.
+template <class Stored, class T>
+T* bring_into_blocks(const Stored* rows, int64_t distance, int64_t count, int64_t depth, T* to) {
+  for (int64_t row = 0; row < count; row += max_tile_rows, to += depth * max_tile_rows) {
+    transpose_in(rows + row * distance, distance, smaller<int64_t>(max_tile_rows, count - row), depth, to,
+                 max_tile_rows);
+  }
+  return to;
+}
+
 template <class Stored, class Operand>
 class RowBlocks {
  public:
@@ -62,13 +72,9 @@ class RowBlocks {
     const int64_t count = rows(group), step = sides_.dest_step(group);
     const Operand* from =
         sides_.weight(group) + (shared_ ? sides_.sources.offsets[group] * p.window_area : 0);
+    if (every_tap()) return bring_into_blocks(from, step, count, step, to);
     for (int64_t row = 0; row < count; row += max_tile_rows, from += max_tile_rows * step) {
       const int64_t present = smaller<int64_t>(max_tile_rows, count - row);
-      if (every_tap()) {
-        transpose_in(from, step, present, step, to, max_tile_rows);
-        to += step * max_tile_rows;
-        continue;
-      }
       for (int64_t i = 0; i < sides_.sources.count(group); ++i) {
         for (const Tap& tap : p.sweep->taps) {
           const Operand* column = from + i * p.window_area + tap.weight;

@@ -47,6 +47,10 @@ class Convolution {
       most_dests_ = larger(most_dests_, dests_.count(g));
     }
     shared_ = p_.coarse ? groups_ : 0;
+    if constexpr (computes_as_stored) {
+      const int64_t depth = p_.partition->entries() * taps_ / larger(p_.dest.channels, int64_t{1});
+      if (dest_direct_ && shared_ == 0) stores_ = stores_to(p_.dest, depth);
+    }
     // The second level is added when the first is done for all groups.
     dest_whole_ = dest_whole_ || (shared_ > 0 && !dest_direct_);
     staged_ = source_direct_ ? 0 : operands_for<Operand>(source_whole_ ? p_.source.channels : most_sources_);
@@ -111,6 +115,8 @@ class Convolution {
     job.dests = dests;
     job.length = length;
     job.accumulate = accumulate_;
+    const bool begins_line = (tile.row * sweep_.cols + tile.col) % Vec<T>::lanes == 0;
+    job.stores = stores_ == Stores::streamed && !begins_line ? Stores::fetched : stores_;
     if (dest_direct_) {
       job.clamped = p_.activation != Activation::none;
       job.low = finish_.range.low;
@@ -198,6 +204,7 @@ class Convolution {
       unstage(sums, sum_distance, shape.pitch, {nullptr, summed_}, sweep_, tile, finish_, p_.residual,
               p_.dest, n);
     }
+    finish_stores(stores_);
   }
 
   // Only asked for where the image is stored as what is wanted.
@@ -217,6 +224,7 @@ class Convolution {
   int64_t groups_, taps_;
   Finish<T> finish_;
   bool source_direct_, source_whole_, dest_direct_, dest_whole_, accumulate_, clear_sums_;
+  Stores stores_ = Stores::plain;
   int64_t most_sources_ = 0, most_dests_ = 0;
   int64_t staged_, summed_;  // channels that a tile keeps in scratch
   int64_t shared_;           // channels that every group makes one of and every output reads

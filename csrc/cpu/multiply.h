@@ -15,6 +15,7 @@
 #pragma once
 
 #include "cpu/pair.h"
+#include "cpu/stores.h"
 #include "cpu/strides.h"
 #include "cpu/vec.h"
 
@@ -39,6 +40,7 @@ struct MultiplyJob {
   bool accumulate;  // add to what dests hold
   bool clamped;
   sum_t<T> low, high;
+  Stores stores;  // streamed: dests begin lines
 };
 
 constexpr int max_tile_rows = vector_registers == 32 ? 8 : 4;
@@ -83,6 +85,14 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
     for (int v = 0; v < V; ++v) sums[r][v] = start;
   }
 
+  if (!Tail && job.stores == Stores::fetched) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) __builtin_prefetch(job.dests[row + r] + pixel + v * lanes, 1);
+    }
+  }
+
   const int64_t depth = job.depth;
   const T* const* sources = job.sources;
   const int64_t* steps = weights.steps;
@@ -118,6 +128,16 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[r][v] = clamp(low, high, sums[r][v]);
+    }
+  }
+  if constexpr (!Tail && fills_lines<sum_t<T>>) {
+    if (job.stores == Stores::streamed) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sums[r][v].stream(job.dests[row + r] + pixel + v * lanes);
+      }
+      return;
     }
   }
 #pragma GCC unroll 8

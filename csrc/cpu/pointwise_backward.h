@@ -21,8 +21,8 @@ class PointwiseBackward {
         outputs_(p_.partition->outputs),
         pixels_(p_.grad.width),
         clamp_(p_.activation),
-        stores_(stores_to(p_.input_grad,
-                          p_.partition->entries() / larger(p_.input_grad.channels, int64_t{1}))) {}
+        stores_(
+            stores_to(p_.input_grad, p_.partition->entries() / larger(p_.input_grad.channels, int64_t{1}))) {}
 
   void run() const {
     for_each_item(p_.threads, p_.slices * p_.partition->groups,

@@ -63,7 +63,9 @@ struct Vec<float> {
     return {_mm512_maskz_permutexvar_ps(m, index, x.v)};
   }
   GROUPCONV_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
-  GROUPCONV_INLINE void stream(float* p) const { _mm512_stream_ps(p, v); }  // past the caches, to a whole line
+  GROUPCONV_INLINE void stream(float* p) const {
+    _mm512_stream_ps(p, v);
+  }  // past the caches, to a whole line
   GROUPCONV_INLINE void store(float* p, Mask m) const { _mm512_mask_storeu_ps(p, m, v); }
   // bfloat16 numbers, widened and rounded on the way.
   static GROUPCONV_INLINE Vec load(const BFloat16* p) { return widened(_mm256_loadu_si256(as_words(p))); }
@@ -137,7 +139,9 @@ struct Vec<double> {
                                      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), p, 8)};
   }
   GROUPCONV_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
-  GROUPCONV_INLINE void stream(double* p) const { _mm512_stream_pd(p, v); }  // past the caches, to a whole line
+  GROUPCONV_INLINE void stream(double* p) const {
+    _mm512_stream_pd(p, v);
+  }  // past the caches, to a whole line
   GROUPCONV_INLINE void store(double* p, Mask m) const { _mm512_mask_storeu_pd(p, m, v); }
   GROUPCONV_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }

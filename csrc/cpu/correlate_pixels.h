@@ -3,7 +3,9 @@
 //
 // Lanes are output channels, and a sum stays in its register while the pixels pass: nothing is added up
 // across lanes. Tile: J neighbouring channels of the source × V vectors of the gradient. Each pixel loads V
-// vectors and broadcasts J values for J · V multiply-adds; 14 × 2 with 32 registers, 6 × 2 with 16.
+// vectors and broadcasts J values for J · V multiply-adds; 14 × 2 or 28 × 1 with 32 registers, 6 × 2 or 12 × 1 with
+// 16. A tile's sums begin at zero and are added to what is there, so that rounding grows with the number of tiles
+// and with the pixels of one, not with all pixels.
 #pragma once
 
 #include "cpu/multiply_pixels.h"
@@ -23,7 +25,9 @@ struct CorrelatePixelsJob {
 };
 
 // The most source channels that a tile of V vectors takes.
-constexpr int most_channels(int vectors) { return most_pixels(vectors); }
+constexpr int most_channels(int vectors) {
+  return vector_registers == 32 && vectors == 1 ? 28 : most_pixels(vectors);
+}
 
 template <class T, int V, int J>
 void correlate_pixels(const CorrelatePixelsJob<T>& job) {
@@ -31,10 +35,10 @@ void correlate_pixels(const CorrelatePixelsJob<T>& job) {
   constexpr int lanes = V_::lanes;
   constexpr int width = V * lanes;
   V_ sums[J][V];
-#pragma GCC unroll 16
+#pragma GCC unroll 28
   for (int j = 0; j < J; ++j) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sums[j][v] = V_::load(job.sums + j * width + v * lanes);
+    for (int v = 0; v < V; ++v) sums[j][v] = zero<T>();
   }
   const auto mask = V_::first(job.channels - (V - 1) * lanes);
   for (int64_t row = 0; row < job.rows; ++row) {
@@ -45,7 +49,7 @@ void correlate_pixels(const CorrelatePixelsJob<T>& job) {
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v)
         g[v] = v == V - 1 ? V_::load(grad + v * lanes, mask) : V_::load(grad + v * lanes);
-#pragma GCC unroll 16
+#pragma GCC unroll 28
       for (int j = 0; j < J; ++j) {
         const V_ value = V_::broadcast(x[j]);
 #pragma GCC unroll 2
@@ -53,10 +57,13 @@ void correlate_pixels(const CorrelatePixelsJob<T>& job) {
       }
     }
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 28
   for (int j = 0; j < J; ++j) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sums[j][v].store(job.sums + j * width + v * lanes);
+    for (int v = 0; v < V; ++v) {
+      T* sum = job.sums + j * width + v * lanes;
+      (V_::load(sum) + sums[j][v]).store(sum);
+    }
   }
 }
 

@@ -50,7 +50,9 @@ class RowBlocks {
     constexpr int64_t enough_pixels = 128, most_bytes = 1 << 20;
     const auto& p = sides_.problem;
     const int64_t pixels = p.dest.batch * p.sweep->rows * p.sweep->cols;
-    if (channels_in<Operand> > 1 || p.transposed || pixels < enough_pixels) return 0;
+    // An input gradient's weights lie so already where they have no window.
+    const bool as_they_lie = p.transposed && p.window_area == 1;
+    if (channels_in<Operand> > 1 || as_they_lie || pixels < enough_pixels) return 0;
     int64_t size = 0;
     for (int64_t g = 0; g < sides_.groups; ++g) {
       depth_ = larger(depth_, depth(g));
@@ -72,12 +74,18 @@ class RowBlocks {
     const int64_t count = rows(group), step = sides_.dest_step(group);
     const Operand* from =
         sides_.weight(group) + (shared_ ? sides_.sources.offsets[group] * p.window_area : 0);
-    if (every_tap()) return bring_into_blocks(from, step, count, step, to);
+    const bool every = every_tap();
+    if (every && !p.transposed) return bring_into_blocks(from, step, count, step, to);
     for (int64_t row = 0; row < count; row += max_tile_rows, from += max_tile_rows * step) {
       const int64_t present = smaller<int64_t>(max_tile_rows, count - row);
       for (int64_t i = 0; i < sides_.sources.count(group); ++i) {
+        const Operand* windows = from + i * sides_.source_step(group);
+        if (every) {
+          to = bring_into_blocks(windows, step, present, p.window_area, to);
+          continue;
+        }
         for (const Tap& tap : p.sweep->taps) {
-          const Operand* column = from + i * p.window_area + tap.weight;
+          const Operand* column = windows + tap.weight;
           for (int64_t r = 0; r < present; ++r) to[r] = column[r * step];
           to += max_tile_rows;
         }

@@ -36,5 +36,16 @@ struct Sides {
   T bias(int64_t dest) const { return problem.bias ? problem.bias[dest] : T(0); }
 };
 
+// The destination channels of every group are neighbours, in ascending order.
+template <class Stored>
+bool writes_neighbours(const Sides<Stored>& sides) {
+  for (int64_t g = 0; g < sides.groups; ++g) {
+    for (int64_t r = 1; r < sides.dests.count(g); ++r) {
+      if (sides.dests.of(g)[r] != sides.dests.of(g)[r - 1] + 1) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace groupconv::cpu

@@ -222,19 +222,17 @@ class LaneWeightGrad {
     CorrelatePixelsJob<T> job{};
     job.rows = tile.rows;
     job.cols = tile.cols;
-    job.source_row = sweep_.source_step_h * row;
-    job.source_pixel = sweep_.source_step_w * ins;
-    job.grad_row = tile.cols * width;
-    job.grad_pixel = width;
+    job.singles = {source, sweep_.source_step_h * row, sweep_.source_step_w * ins};
+    job.vectors = {grad, tile.cols * width, width};
     for (int64_t lane = 0; lane < width; lane += lanes) {
       job.channels = smaller(lanes, outs - lane);
-      job.grad = grad + lane;
+      job.vectors.data = grad + lane;
       for (const Run* run = runs; run < runs + run_count; ++run) {
         const T* first = source + (run->first.row - reach_.top) * row + (run->first.col - reach_.left) * ins;
         const int64_t length = run->taps * ins;
         const int64_t step = divide_up(length, divide_up(length, int64_t{most_channels(1)}));
         for (int64_t j = 0; j < length; j += step) {
-          job.source = first + j;
+          job.singles.data = first + j;
           job.sums = sums + (lane * taps_ + run->begin * lanes) * ins + j * lanes;
           correlate_channels<T, 1>(job, smaller(step, length - j));
         }

@@ -8,6 +8,7 @@
 // If neither side is whole, groups are work items of their own.
 #pragma once
 
+#include "cpu/convolve_lanes.h"
 #include "cpu/convolve_pixels.h"
 #include "cpu/isa/entry.h"
 #include "cpu/multiply.h"
@@ -317,6 +318,7 @@ void convolve(const ConvolveProblem<Stored>& problem) {
     if (!problem.prologue && convolve_pairs(problem)) return;
   }
   if (convolve_pixels(problem)) return;
+  if (LaneConvolution<Stored>::suits(problem)) return LaneConvolution<Stored>(problem).run();
   Convolution<Stored>(problem).run();
 }
 

@@ -74,7 +74,7 @@ class RowBlocks {
     const int64_t count = rows(group), step = sides_.dest_step(group);
     const Operand* from =
         sides_.weight(group) + (shared_ ? sides_.sources.offsets[group] * p.window_area : 0);
-    const bool every = every_tap();
+    const bool every = sides_.every_tap();
     if (every && !p.transposed) return bring_into_blocks(from, step, count, step, to);
     for (int64_t row = 0; row < count; row += max_tile_rows, from += max_tile_rows * step) {
       const int64_t present = smaller<int64_t>(max_tile_rows, count - row);
@@ -92,15 +92,6 @@ class RowBlocks {
       }
     }
     return to;
-  }
-
-  // The sweep visits the whole window, in its order.
-  bool every_tap() const {
-    const auto& taps = sides_.problem.sweep->taps;
-    for (int64_t t = 0; t < sides_.taps; ++t) {
-      if (taps[static_cast<size_t>(t)].weight != t) return false;
-    }
-    return sides_.taps == sides_.problem.window_area;
   }
 
   const Sides<Stored>& sides_;

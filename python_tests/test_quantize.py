@@ -144,6 +144,7 @@ def test_what_stays_in_float() -> None:
             "torch": nn.Conv2d(16, 16, 1),
             "residual": PartitionedConv2d(16, 16, 1),
             "prologue": PartitionedConv2d(16, 16, 1),
+            "channelwise": PartitionedConv2d(16, 16, 3, padding=1, groups=16),
             "plain": PartitionedConv2d(16, 16, 1),
         }
     ).eval()
@@ -155,7 +156,7 @@ def test_what_stays_in_float() -> None:
             self.layers = model
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = model["torch"](model["mirror"](model["silu"](x)))
+            x = model["channelwise"](model["torch"](model["mirror"](model["silu"](x))))
             x = model["residual"](x, residual=x)
             x = model["prologue"](x, prologue=gc.Prologue(scale))
             return model["plain"](x, None)

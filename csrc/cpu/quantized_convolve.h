@@ -137,6 +137,7 @@ class QuantizedConvolution {
       staged_ = by_tap_ ? taps_ * tile_rows_ * row_ : rows * row_;
     }
   }
+  int64_t row_count() const { return divide_up(reads_, quad_lanes) * quad_lanes; }
   int64_t reach_rows(int64_t rows) const { return (rows - 1) * window_.stride_h + window_.reach_h(); }
   int64_t reach_cols(int64_t cols) const { return (cols - 1) * window_.stride_w + window_.reach_w(); }
 
@@ -158,6 +159,8 @@ class QuantizedConvolution {
     shared.plan<int32_t>(slots_);
     shared.plan<int32_t>(reads_);
     shared.plan<int32_t>(dest_.channels);
+    shared.plan<int64_t>(row_count());
+    shared.plan<int64_t>(slots_);
     ByteOrder::plan(shared, reads_, source_.channels);
     ByteOrder::plan(shared, dest_.channels, slots_);
   }
@@ -170,6 +173,8 @@ class QuantizedConvolution {
     channel_of_ = shared.take<int32_t>(slots_);
     reads_of_ = shared.take<int32_t>(reads_);
     place_of_ = shared.take<int32_t>(dest_.channels);
+    source_rows_ = shared.take<int64_t>(row_count());
+    dest_rows_ = shared.take<int64_t>(slots_);
     const int8_t* weight = p_.weight;
     Work* next = works_;
     int64_t slot = 0, first_read = 0;
@@ -205,6 +210,14 @@ class QuantizedConvolution {
       first_read += stream.quads * stream.share;
     }
     last_work_ = next;
+    // Whole squares of channels are transposed, those beyond the last as copies of it.
+    for (int64_t i = 0; i < row_count(); ++i) {
+      const int64_t read = smaller(i, reads_ - 1);
+      source_rows_[i] = read < 0 ? 0 : larger(reads_of_[read], 0) * source_.stride_c;
+    }
+    for (int64_t slot = 0; slot < slots_; ++slot) {
+      dest_rows_[slot] = channel_of_[slot] < 0 ? no_row : channel_of_[slot] * dest_.stride_c;
+    }
     if (!source_direct_ && source_last_) source_order_.open(shared, reads_of_, reads_, source_.channels);
     if (!dest_direct_ && dest_last_) dest_order_.open(shared, place_of_, dest_.channels, slots_);
   }
@@ -253,7 +266,7 @@ class QuantizedConvolution {
           multiply(from, pixels, dest, dest_.stride_w);
         } else if (dest_last_) {
           multiply(from, pixels, line, slots_);
-          for (int64_t p = 0; p < pixels; ++p) permute_out(line + p * slots_, dest + p * dest_.stride_w);
+          permute_out(line, dest, pixels);
         } else {
           multiply(from, pixels, line + (row * tile.cols + col) * slots_, slots_);
         }
@@ -316,14 +329,13 @@ class QuantizedConvolution {
     to += first * pixel_;
     const int64_t stride = step * source_.stride_w;
     if (source_last_) {
-      for (int64_t p = 0; p < last - first; ++p) source_order_.run(from + p * stride, to + p * pixel_);
+      source_order_.run(from, stride, to, pixel_, last - first);
     } else if (stride == 1) {
-      const auto row = [&](int64_t read) { return from + larger(reads_of_[read], 0) * source_.stride_c; };
-      rows_to_pixels(row, reads_, last - first, to, pixel_);
+      rows_to_pixels(from, source_rows_, reads_, last - first, to, pixel_);
     } else {
       for (int64_t p = 0; p < last - first; ++p) {
         for (int64_t i = 0; i < reads_; ++i) {
-          to[p * pixel_ + i] = from[p * stride + larger(reads_of_[i], 0) * source_.stride_c];
+          to[p * pixel_ + i] = from[p * stride + source_rows_[i]];
         }
       }
     }
@@ -331,11 +343,15 @@ class QuantizedConvolution {
 
   // ---- out ----------------------------------------------------------------------------------------
 
-  void permute_out(const uint8_t* line, uint8_t* dest) const { dest_order_.run(line, dest); }
-  void permute_out(const float* line, float* dest) const {
-    for_each_vector<float>(dest_.channels, [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
-      Vec<float>::gather(line, place_of_ + c, mask).store(dest + c, mask);
-    });
+  void permute_out(const uint8_t* lines, uint8_t* dest, int64_t pixels) const {
+    dest_order_.run(lines, slots_, dest, dest_.stride_w, pixels);
+  }
+  void permute_out(const float* lines, float* dest, int64_t pixels) const {
+    for (int64_t p = 0; p < pixels; ++p, lines += slots_, dest += dest_.stride_w) {
+      for_each_vector<float>(dest_.channels, [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
+        Vec<float>::gather(lines, place_of_ + c, mask).store(dest + c, mask);
+      });
+    }
   }
 
   void unstage(const Out* line, int64_t n, const Tile& tile) const {
@@ -343,10 +359,7 @@ class QuantizedConvolution {
     const int64_t rows = one_row ? 1 : tile.rows, cols = one_row ? tile.rows * tile.cols : tile.cols;
     for (int64_t row = 0; row < rows; ++row, line += cols * slots_) {
       Out* dest = dest_.at(n, 0, tile.row + row, tile.col);
-      const auto dest_row = [&](int64_t slot) -> Out* {
-        return channel_of_[slot] < 0 ? nullptr : dest + channel_of_[slot] * dest_.stride_c;
-      };
-      pixels_to_rows(line, slots_, slots_, cols, dest_row);
+      pixels_to_rows(line, slots_, cols, dest, dest_rows_);
     }
   }
 
@@ -367,6 +380,8 @@ class QuantizedConvolution {
   int32_t* channel_of_ = nullptr;  // of a lane; −1: none
   int32_t* reads_of_ = nullptr;    // the channel of a staged byte; −1: any
   int32_t* place_of_ = nullptr;    // of a channel among the lanes
+  int64_t *source_rows_ = nullptr,
+          *dest_rows_ = nullptr;  // where the row of a staged byte, or a lane, begins
   ByteOrder source_order_, dest_order_;
 };
 

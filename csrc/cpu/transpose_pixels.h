@@ -1,8 +1,8 @@
 // Between rows, as NCHW has them, and pixels with their channels side by side, as multiply_quads reads and writes
-// them. Rows are addressed one by one, so a permutation is free.
+// them. Rows are addressed one by one, by their distance from the first, so a permutation is free.
 //
-// Bytes: sixteen channels of sixteen pixels are a register each, transposed in four rounds that interleave register i
-// with i + 8; a vector has as many such squares side by side as it has 128-bit parts, 64 pixels with AVX-512.
+// Sixteen channels of sixteen pixels are a square, transposed in rounds that interleave register i with i + 8: four
+// for bytes, of which a vector has as many squares side by side as 128-bit parts, 64 pixels with AVX-512.
 #pragma once
 
 #include "cpu/staging.h"
@@ -11,9 +11,10 @@
 namespace groupconv::cpu {
 namespace {
 
-#if defined(__AVX2__)
-
+constexpr int64_t no_row = -1;
 constexpr int64_t square = 16;
+
+#if defined(__AVX2__)
 
 #if defined(__AVX512F__)
 using ByteVector = __m512i;
@@ -31,6 +32,13 @@ GROUPCONV_INLINE void split(ByteVector v, __m128i (&parts)[squares]) {
   parts[2] = _mm512_extracti32x4_epi32(v, 2);
   parts[3] = _mm512_extracti32x4_epi32(v, 3);
 }
+// The first `count` bytes of a row; the others are anything.
+GROUPCONV_INLINE ByteVector load_some(const uint8_t* p, int64_t count) {
+  return _mm512_maskz_loadu_epi8((uint64_t{1} << count) - 1, p);
+}
+GROUPCONV_INLINE void store_some(ByteVector v, uint8_t* p, int64_t count) {
+  _mm512_mask_storeu_epi8(p, (uint64_t{1} << count) - 1, v);
+}
 #else
 using ByteVector = __m256i;
 constexpr int64_t squares = 2;
@@ -42,6 +50,14 @@ GROUPCONV_INLINE ByteVector joined(const __m128i (&parts)[squares]) {
 GROUPCONV_INLINE void split(ByteVector v, __m128i (&parts)[squares]) {
   parts[0] = _mm256_castsi256_si128(v);
   parts[1] = _mm256_extracti128_si256(v, 1);
+}
+GROUPCONV_INLINE ByteVector load_some(const uint8_t* p, int64_t count) {
+  ByteVector v{};
+  std::memcpy(&v, p, static_cast<size_t>(count));
+  return v;
+}
+GROUPCONV_INLINE void store_some(ByteVector v, uint8_t* p, int64_t count) {
+  std::memcpy(p, &v, static_cast<size_t>(count));
 }
 #endif
 constexpr int64_t most_transposed = square * squares;  // pixels
@@ -56,103 +72,108 @@ GROUPCONV_INLINE void transpose(ByteVector (&m)[square]) {
       next[2 * i + 1] = interleave_high(m[i], m[i + 8]);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) m[i] = next[i];
+    for (int i = 0; i < square; ++i) m[i] = next[i];
   }
 }
 
-// The first `count` bytes of a row; the others are anything.
-GROUPCONV_INLINE ByteVector load_row(const uint8_t* p, int64_t count) {
-  ByteVector v{};
-  if (count >= most_transposed) {
-    __builtin_memcpy(&v, p, sizeof v);
-  } else {
-#if defined(__AVX512F__)
-    v = _mm512_maskz_loadu_epi8((uint64_t{1} << count) - 1, p);
-#else
-    __builtin_memcpy(&v, p, static_cast<size_t>(count));
-#endif
-  }
-  return v;
-}
-GROUPCONV_INLINE void store_row(ByteVector v, uint8_t* p, int64_t count) {
-  if (count >= most_transposed) {
-    __builtin_memcpy(p, &v, sizeof v);
-  } else {
-#if defined(__AVX512F__)
-    _mm512_mask_storeu_epi8(p, (uint64_t{1} << count) - 1, v);
-#else
-    __builtin_memcpy(p, &v, static_cast<size_t>(count));
-#endif
-  }
-}
-
-// Register j of a square's row j has pixel 16 s + j in its part s.
-GROUPCONV_INLINE ByteVector load_parts(const uint8_t* first, int64_t distance, int64_t last) {
-  __m128i parts[squares];
-#pragma GCC unroll 4
-  for (int64_t s = 0; s < squares; ++s) {
-    parts[s] =
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(first + smaller(square * s, last) * distance));
-  }
-  return joined(parts);
-}
-GROUPCONV_INLINE void store_parts(ByteVector v, uint8_t* first, int64_t distance, int64_t count) {
-  __m128i parts[squares];
-  split(v, parts);
-#pragma GCC unroll 4
-  for (int64_t s = 0; s < squares; ++s) {
-    if (square * s < count)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(first + square * s * distance), parts[s]);
-  }
-}
-
-// `row(i)`: row of channel i. Whole squares of channels are written to a pixel, those beyond `channels` as
-// copies of the last.
-template <class Row>
-void rows_to_pixels(const Row& row, int64_t channels, int64_t pixels, uint8_t* to, int64_t distance) {
-  for (int64_t p = 0; p < pixels; p += most_transposed) {
-    const int64_t count = smaller(most_transposed, pixels - p);
-    for (int64_t c = 0; c < channels; c += square) {
-      ByteVector m[square];
+// Part s of register j is pixel 16 s + j.
+template <bool Whole>
+GROUPCONV_INLINE void rows_to_squares(const uint8_t* from, const int64_t* rows, int64_t count, uint8_t* to,
+                                      int64_t distance) {
+  ByteVector m[square];
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < square; ++i) m[i] = load_row(row(smaller(c + i, channels - 1)) + p, count);
-      transpose(m);
+  for (int64_t i = 0; i < square; ++i) {
+    if constexpr (Whole) {
+      std::memcpy(&m[i], from + rows[i], sizeof m[i]);
+    } else {
+      m[i] = load_some(from + rows[i], count);
+    }
+  }
+  transpose(m);
 #pragma GCC unroll 16
-      for (int64_t j = 0; j < square; ++j)
-        store_parts(m[j], to + (p + j) * distance + c, distance, count - j);
+  for (int64_t j = 0; j < square; ++j) {
+    __m128i parts[squares];
+    split(m[j], parts);
+#pragma GCC unroll 4
+    for (int64_t s = 0; s < squares; ++s) {
+      if (Whole || square * s + j < count) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (square * s + j) * distance), parts[s]);
+      }
+    }
+  }
+}
+template <bool Whole>
+GROUPCONV_INLINE void squares_to_rows(const uint8_t* from, int64_t distance, int64_t count, uint8_t* to,
+                                      const int64_t* rows) {
+  ByteVector m[square];
+#pragma GCC unroll 16
+  for (int64_t j = 0; j < square; ++j) {
+    __m128i parts[squares];
+#pragma GCC unroll 4
+    for (int64_t s = 0; s < squares; ++s) {
+      const int64_t pixel = Whole ? square * s + j : smaller(square * s + j, count - 1);
+      parts[s] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + pixel * distance));
+    }
+    m[j] = joined(parts);
+  }
+  transpose(m);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < square; ++i) {
+    if (rows[i] == no_row) continue;
+    if constexpr (Whole) {
+      std::memcpy(to + rows[i], &m[i], sizeof m[i]);
+    } else {
+      store_some(m[i], to + rows[i], count);
     }
   }
 }
 
-// The other way; `row(i)` is null where channel i is not wanted. Whole squares of channels are read.
-template <class Row>
-void pixels_to_rows(const uint8_t* from, int64_t distance, int64_t channels, int64_t pixels, const Row& row) {
+// Whole squares of channels are written to every pixel, and `rows` has as many.
+inline void rows_to_pixels(const uint8_t* from, const int64_t* rows, int64_t channels, int64_t pixels,
+                           uint8_t* to, int64_t distance) {
   for (int64_t p = 0; p < pixels; p += most_transposed) {
-    const int64_t count = smaller(most_transposed, pixels - p);
+    const int64_t count = pixels - p;
     for (int64_t c = 0; c < channels; c += square) {
-      ByteVector m[square];
-#pragma GCC unroll 16
-      for (int64_t j = 0; j < square; ++j) {
-        const int64_t first = smaller(p + j, pixels - 1);
-        m[j] = load_parts(from + first * distance + c, distance, pixels - 1 - first);
-      }
-      transpose(m);
-      for (int64_t i = 0; i < smaller(square, channels - c); ++i) {
-        if (uint8_t* to = row(c + i)) store_row(m[i], to + p, count);
+      if (count >= most_transposed) {
+        rows_to_squares<true>(from + p, rows + c, count, to + p * distance + c, distance);
+      } else {
+        rows_to_squares<false>(from + p, rows + c, count, to + p * distance + c, distance);
       }
     }
   }
 }
 
-template <class Row>
-void pixels_to_rows(const float* from, int64_t distance, int64_t channels, int64_t pixels, const Row& row) {
-  for (int64_t p = 0; p < pixels; p += block) {
-    const int64_t count = smaller<int64_t>(block, pixels - p);
+// A pixel has `channels` numbers, whole squares, and each that has a row goes there.
+inline void pixels_to_rows(const uint8_t* from, int64_t channels, int64_t pixels, uint8_t* to,
+                           const int64_t* rows) {
+  for (int64_t p = 0; p < pixels; p += most_transposed) {
+    const int64_t count = pixels - p;
+    for (int64_t c = 0; c < channels; c += square) {
+      if (count >= most_transposed) {
+        squares_to_rows<true>(from + p * channels + c, channels, count, to + p, rows + c);
+      } else {
+        squares_to_rows<false>(from + p * channels + c, channels, count, to + p, rows + c);
+      }
+    }
+  }
+}
+inline void pixels_to_rows(const float* from, int64_t channels, int64_t pixels, float* to,
+                           const int64_t* rows) {
+  // A whole cache line of every row, before other rows push it out.
+  for (int64_t p = 0; p < pixels; p += square) {
     for (int64_t c = 0; c < channels; c += block) {
-      __m256 m[block];
-      load_transposed([&](int64_t i) { return from + (p + smaller(i, count - 1)) * distance + c; }, m);
-      for (int64_t i = 0; i < smaller<int64_t>(block, channels - c); ++i) {
-        if (float* to = row(c + i)) _mm256_maskstore_ps(to + p, block_mask(count), m[i]);
+      for (int64_t first = p; first < smaller(p + square, pixels); first += block) {
+        const int64_t last = smaller<int64_t>(block, pixels - first) - 1;
+        __m256 m[block];
+        load_transposed([&](int64_t i) { return from + (first + smaller(i, last)) * channels + c; }, m);
+        for (int64_t i = 0; i < block; ++i) {
+          if (rows[c + i] == no_row) continue;
+          if (last == block - 1) {
+            _mm256_storeu_ps(to + rows[c + i] + first, m[i]);
+          } else {
+            _mm256_maskstore_ps(to + rows[c + i] + first, block_mask(last + 1), m[i]);
+          }
+        }
       }
     }
   }
@@ -160,18 +181,17 @@ void pixels_to_rows(const float* from, int64_t distance, int64_t channels, int64
 
 #else
 
-template <class Row>
-void rows_to_pixels(const Row& row, int64_t channels, int64_t pixels, uint8_t* to, int64_t distance) {
+inline void rows_to_pixels(const uint8_t* from, const int64_t* rows, int64_t channels, int64_t pixels,
+                           uint8_t* to, int64_t distance) {
   for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t p = 0; p < pixels; ++p) to[p * distance + c] = row(c)[p];
+    for (int64_t p = 0; p < pixels; ++p) to[p * distance + c] = from[rows[c] + p];
   }
 }
-template <class Out, class Row>
-void pixels_to_rows(const Out* from, int64_t distance, int64_t channels, int64_t pixels, const Row& row) {
+template <class Out>
+void pixels_to_rows(const Out* from, int64_t channels, int64_t pixels, Out* to, const int64_t* rows) {
   for (int64_t c = 0; c < channels; ++c) {
-    if (Out* to = row(c)) {
-      for (int64_t p = 0; p < pixels; ++p) to[p] = from[p * distance + c];
-    }
+    if (rows[c] == no_row) continue;
+    for (int64_t p = 0; p < pixels; ++p) to[rows[c] + p] = from[p * channels + c];
   }
 }
 

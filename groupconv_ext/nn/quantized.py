@@ -191,6 +191,12 @@ def why_not(layer: nn.Module) -> str | None:
     return None
 
 
+def gains(layer: PartitionedConv2d) -> bool:
+    """Products are made four inputs of a group at a time; of one input three are for nothing."""
+    _, most_inputs = layer.partition.widest
+    return most_inputs > 1
+
+
 class _Range:
     """The least and the largest number that a layer has read."""
 
@@ -214,7 +220,8 @@ def quantize(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     Deploy the model first (:func:`convert`, :func:`fold`) and put it into evaluation mode. It is
     called with every batch, and what a layer read decides how its input is stored: numbers beyond
     that will be brought to the nearest end. As they are stay layers that pad with anything but
-    zeros, end with SiLU or hard-swish, or add a residual or have a prologue.
+    zeros, end with SiLU or hard-swish, or add a residual or have a prologue, and channelwise ones,
+    which gain nothing.
 
     Args:
         model: Any network on the CPU; changed in place.
@@ -234,7 +241,7 @@ def quantize(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     names = {
         layer: name or type(layer).__name__
         for name, layer in model.named_modules()
-        if isinstance(layer, PartitionedConv2d) and why_not(layer) is None
+        if isinstance(layer, PartitionedConv2d) and why_not(layer) is None and gains(layer)
     }
     ranges = _observe(model, list(names), batches)
     places = {}

@@ -5,18 +5,19 @@
 namespace groupconv {
 namespace {
 
-// The most groups from `first` on that can share sixteen lanes.
-int64_t share_from(const PartitionView& partition, int64_t first) {
-  for (int64_t share = quad_lanes; share > 1; share /= 2) {
+// How many groups from `first` on can share sixteen lanes, at most, as a power of two.
+int shift_from(const PartitionView& partition, int64_t first) {
+  for (int shift = 4; shift > 0; --shift) {
+    const int64_t share = int64_t{1} << shift;
     const int64_t groups = std::min(share, partition.groups - first);
     if (2 * groups <= share) continue;  // as well with fewer
     bool fits = true;
     for (int64_t k = 0; k < groups; ++k) {
       fits = fits && partition.outputs.count(first + k) <= quad_lanes / share;
     }
-    if (fits) return share;
+    if (fits) return shift;
   }
-  return 1;
+  return 0;
 }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -27,7 +28,8 @@ QuantizedLayout::QuantizedLayout(const PartitionView& view) : partition(view) {
   for (int64_t first = 0; first < view.groups;) {
     QuadStream stream;
     stream.first_group = first;
-    stream.share = share_from(view, first);
+    stream.shift = shift_from(view, first);
+    stream.share = int64_t{1} << stream.shift;
     stream.groups = std::min(stream.share, view.groups - first);
     int64_t outputs = 0;
     for (int64_t k = 0; k < stream.groups; ++k) {
@@ -56,7 +58,7 @@ void QuantizedLayout::pack(const int8_t* weight, int64_t window_area, int8_t* pa
   for (const QuadStream& stream : streams) {
     for (int64_t block = 0; block < stream.blocks; ++block) {
       for (int64_t lane = 0; lane < quad_lanes; ++lane) {
-        const int64_t group = group_of(stream, lane), r = (block * quad_lanes + lane) / stream.share;
+        const int64_t group = group_of(stream, lane), r = (block * quad_lanes + lane) >> stream.shift;
         const bool exists = group >= 0 && r < partition.outputs.count(group);
         const int64_t inputs = exists ? partition.inputs.count(group) : 0;
         const int8_t* row =

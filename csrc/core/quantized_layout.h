@@ -24,7 +24,8 @@ constexpr int64_t quad_lanes = 16;
 struct QuadStream {
   int64_t first_group = 0;
   int64_t groups = 1;  // that exist, of the `share`
-  int64_t share = 1;
+  int64_t share = 1;   // 1 << shift
+  int shift = 0;
   int64_t quads = 0;   // of the group with the most inputs
   int64_t blocks = 0;  // more than one for a group alone
 };
@@ -45,17 +46,17 @@ struct QuantizedLayout {
 
   // The group of a stream that a lane belongs to; −1: none.
   int64_t group_of(const QuadStream& stream, int64_t lane) const {
-    const int64_t k = lane % stream.share;
+    const int64_t k = lane & (stream.share - 1);
     return k < stream.groups ? stream.first_group + k : -1;
   }
   // What a lane of the stream's block writes; −1: nothing.
   int64_t output_of(const QuadStream& stream, int64_t block, int64_t lane) const {
-    const int64_t group = group_of(stream, lane), r = (block * quad_lanes + lane) / stream.share;
+    const int64_t group = group_of(stream, lane), r = (block * quad_lanes + lane) >> stream.shift;
     return group >= 0 && r < partition.outputs.count(group) ? partition.outputs.of(group)[r] : -1;
   }
   // What lies at one byte of the stream's reads; −1: anything, its weights are zero.
   int64_t input_of(const QuadStream& stream, int64_t read, int64_t byte) const {
-    const int64_t group = group_of(stream, read), i = read / stream.share * quad + byte;
+    const int64_t group = group_of(stream, read), i = (read >> stream.shift) * quad + byte;
     return group >= 0 && i < partition.inputs.count(group) ? partition.inputs.of(group)[i] : -1;
   }
 };

@@ -9,7 +9,7 @@ torch.Size([1, 256, 56, 56])
 Read :mod:`groupconv_ext.partition` first: it holds the one idea.
 """
 
-from . import backends, models, nn, reference, report
+from . import backends, models, nn, quantization, reference, report
 from .chain import chain
 from .counting import Count, count
 from .doctor import doctor
@@ -17,6 +17,7 @@ from .functional import conv1d, conv2d
 from .learned import dgconv_conv2d, dgconv_weight, flgc_conv2d, flgc_weight
 from .partition import Partition
 from .prologue import Prologue
+from .quantization import Quantization, quantized_conv2d
 from .separable import separable_conv2d
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "Count",
     "Partition",
     "Prologue",
+    "Quantization",
     "__version__",
     "backends",
     "chain",
@@ -38,6 +40,8 @@ __all__ = [
     "flgc_weight",
     "models",
     "nn",
+    "quantization",
+    "quantized_conv2d",
     "reference",
     "report",
     "separable_conv2d",

@@ -45,6 +45,9 @@ __all__ = [
     "prologue_conv2d",
     "prologue_conv2d_input_grad",
     "prologue_conv2d_weight_grad",
+    "quantize",
+    "quantized_conv2d",
+    "quantized_pack",
     "row_labels",
     "separable_conv2d",
     "tf32_allowed",
@@ -419,6 +422,39 @@ def _fake_chain_grad(
     return input_grad, x.new_empty(entries if needs_weight_grad else 0)
 
 
+# ---- of bytes ------------------------------------------------------------------------------------
+
+
+def _fake_quantized_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    start: torch.Tensor,
+    scale: torch.Tensor,
+    table: torch.Tensor,
+    out_channels: int,
+    kernel_h: int,
+    kernel_w: int,
+    *rest: Any,
+) -> torch.Tensor:
+    _check_devices(x, weight, start, scale, table)
+    size = Window(*rest[:8]).output_size(x.shape[2], x.shape[3], kernel_h, kernel_w)
+    like = scale if rest[-1] else x
+    return empty_image(like, (x.shape[0], out_channels, *size), is_channels_last(x))
+
+
+def _fake_quantize(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    sizes = (x.shape[0], x.shape[1], x.shape[2], x.shape[3])
+    return empty_image(x.new_empty(0, dtype=torch.uint8), sizes, is_channels_last(x))
+
+
+def _fake_quantized_pack(
+    weight: torch.Tensor, table: torch.Tensor, in_channels: int, out_channels: int
+) -> torch.Tensor:
+    _check_devices(weight, table)
+    # Only the table knows how many numbers fill the quads up.
+    return weight.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
 Batched = tuple[torch.Tensor, int]
 
 
@@ -590,4 +626,7 @@ prologue_conv2d_input_grad: Callable[..., Triple] = _register_looping(
 chain: Op = _register("chain", _fake_chain, _batch_chain)
 chain_grad: Callable[..., Pair] = _register_looping("chain_grad", _fake_chain_grad)
 separable_conv2d: Op = _register_looping("separable_conv2d", _fake_separable_conv2d)
+quantize: Op = _register_looping("quantize", _fake_quantize)
+quantized_conv2d: Op = _register_looping("quantized_conv2d", _fake_quantized_conv2d)
+quantized_pack: Op = _register_looping("quantized_pack", _fake_quantized_pack)
 two_level: Callable[..., Pair] = _register_looping("two_level", _fake_two_level)

@@ -14,6 +14,7 @@ Shapes: x ``[B, C, H, W]``, packed weight ``[entries, kh, kw]``, bias ``[N]``, r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -33,6 +34,7 @@ __all__ = [
     "flgc_weight",
     "output_size",
     "prologue",
+    "quantized_conv2d",
 ]
 
 Pair: TypeAlias = tuple[int, int]
@@ -112,6 +114,38 @@ def prologue(
     if shift is not None:
         x = x + shift.to(x.dtype)[:, None, None]
     return _activation(activation)(x).to(dtype)
+
+
+def quantized_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    step: torch.Tensor,
+    partition: Partition,
+    zero_point: int,
+    stride: Pair = (1, 1),
+    padding: Padding = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+    activation: str | None = None,
+    output: tuple[float, int] | None = None,
+) -> torch.Tensor:
+    """A convolution of uint8 ``x`` and int8 ``weight``, the totals exact in float64.
+
+    ``y = act(step[n] · (bias[n] + Σ weight · (x − zero_point)))`` with an int32 bias and a float32
+    step, as float32 or, with an ``output`` scale and zero point, as uint8. Where the activation
+    bends is rounded to a whole number of output steps.
+    """
+    shifted = x.double() - zero_point  # below 2⁵³ every sum is exact
+    total = conv2d(shifted, weight.double(), bias.double(), partition, stride, padding, dilation)
+    scale, moved = (1.0, 0) if output is None else output
+    value = total.float() * (step.double() / scale).float()[:, None, None]
+    low, high = (-moved, 255 - moved) if output is not None else (-math.inf, math.inf)
+    if activation in ("relu", "relu6"):
+        low = max(low, 0)
+    if activation == "relu6":
+        high = min(high, 6.0 if output is None else round(6 / scale))
+    value = value.clamp(low, high)
+    return value if output is None else (value.round() + moved).to(torch.uint8)
 
 
 def conv2d_input_grad(

@@ -207,19 +207,19 @@ def forced_isa(name: str) -> Iterator[None]:
         _force_isa(before)
 
 
-def _isas() -> list[str]:
+def runnable_isas() -> list[str]:
+    """Instruction sets that were built and that this processor has; none without the library."""
     if _ops.unavailable is not None:
         return []
     before = _isa_in_use()
-    found = [
-        name for name in ("scalar", "avx2", "avx512", "avx512_bf16") if _force_isa(name.encode())
-    ]
+    names = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+    found = [name for name in names if _force_isa(name.encode())]
     _force_isa(before)
     return found
 
 
-ISAS = _isas()
-"""The instruction sets that were built and that this processor has; none without the library."""
+ISAS = [isa for isa in runnable_isas() if isa != "avx512_vnni"]
+"""Those that have kernels of their own for floating-point numbers."""
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 """What the native kernels for the CPU take."""

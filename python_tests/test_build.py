@@ -128,6 +128,7 @@ def runnable(native: Any) -> list[str]:
     needs = {
         "avx2": ("avx2", "fma"),
         "avx512": avx512,
+        "avx512_vnni": (*avx512, "avx512_vnni", "avx512_vbmi"),
         "avx512_bf16": (*avx512, "avx512_bf16"),
     }
     built = native.build_info()["instruction_sets"].split()

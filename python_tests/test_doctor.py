@@ -41,7 +41,9 @@ def test_every_backend_answers() -> None:
 @needs_native
 def test_says_which_instruction_set_and_why() -> None:
     report = doctor()
-    assert re.match(r"(scalar|avx2|avx512|avx512_bf16): \w", line(report, "instruction set"))
+    assert re.match(
+        r"(scalar|avx2|avx512|avx512_vnni|avx512_bf16): \w", line(report, "instruction set")
+    )
     assert "scalar" in line(report, "kernels")
 
 

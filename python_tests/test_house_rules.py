@@ -31,7 +31,7 @@ FLOORS = (
         "functional",
         "learned",
     ),
-    *("chain", "separable", "two_level"),
+    *("chain", "separable", "two_level", "quantization"),
     *("nn", "models", "counting"),
     *("deploy", "train", "parallel"),
     *("report", "doctor"),

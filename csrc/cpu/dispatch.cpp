@@ -24,6 +24,10 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+// Ice Lake and later, Zen 4 and later. The Xeons that have vpdpbusd but cannot permute bytes are left out.
+bool has_avx512_vnni() {
+  return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+}
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 // A Zen 5 core starts vdpbf16ps as often as a multiply-add of float32, which does half the work; a Xeon that
@@ -31,19 +35,31 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 // the clock, since the choice decides about last bits.
 bool has_fast_avx512_bf16() { return __builtin_cpu_is("amd"); }
 
+KernelTable with_vnni(const char* isa, const KernelTable& others, const QuantizedKernels& quantized) {
+  KernelTable table = others;
+  table.isa = isa;
+  table.quantized = &quantized;
+  return table;
+}
+const KernelTable avx512_vnni_table =
+    with_vnni("avx512_vnni", avx512::kernels, avx512_vnni::quantized_kernels);
+
 KernelTable with_bf16(const char* isa, const KernelTable& others, const TypedKernels<BFloat16>& bf16) {
   KernelTable table = others;
   table.isa = isa;
   table.bf16 = bf16;
   return table;
 }
-const KernelTable avx512_bf16_table = with_bf16("avx512_bf16", avx512::kernels, avx512_bf16::bf16_kernels);
+const KernelTable avx512_bf16_table =
+    with_bf16("avx512_bf16", (__builtin_cpu_init(), has_avx512_vnni()) ? avx512_vnni_table : avx512::kernels,
+              avx512_bf16::bf16_kernels);
 #endif
 
 // Best first.
 const Candidate candidates[] = {
 #if defined(GROUPCONV_X86)
     {&avx512_bf16_table, has_avx512_bf16, has_fast_avx512_bf16},
+    {&avx512_vnni_table, has_avx512_vnni, always},
     {&avx512::kernels, has_avx512, always},
     {&avx2::kernels, has_avx2, always},
 #endif
@@ -141,6 +157,7 @@ const char* groupconv_kernel_list() {
           lines += std::string(candidate.table->isa) + " " + family + " " + dtype + "\n";
         }
       }
+      lines += std::string(candidate.table->isa) + " quantized uint8\n";
     }
     return lines;
   }();

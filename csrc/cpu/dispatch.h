@@ -1,20 +1,26 @@
 // Which instruction set runs: the best one that was built and that the processor has, or the one that
-// GROUPCONV_ISA (scalar | avx2 | avx512 | avx512_bf16) or force_isa asks for.
+// GROUPCONV_ISA (scalar | avx2 | avx512 | avx512_vnni | avx512_bf16) or force_isa asks for.
 #pragma once
 
 #include "cpu/kernels.h"
 
 namespace groupconv::cpu {
 
-// Of isa/table.cpp, as far as they were built.
+// Of isa/table.cpp and isa/quantized.cpp, as far as they were built.
 namespace scalar {
 extern const KernelTable kernels;
-}
+extern const QuantizedKernels quantized_kernels;
+}  // namespace scalar
 namespace avx2 {
 extern const KernelTable kernels;
-}
+extern const QuantizedKernels quantized_kernels;
+}  // namespace avx2
 namespace avx512 {
 extern const KernelTable kernels;
+extern const QuantizedKernels quantized_kernels;
+}  // namespace avx512
+namespace avx512_vnni {  // avx512, but for what vpdpbusd computes
+extern const QuantizedKernels quantized_kernels;
 }
 namespace avx512_bf16 {  // avx512, but for what vdpbf16ps computes
 extern const TypedKernels<BFloat16> bf16_kernels;

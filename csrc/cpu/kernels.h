@@ -224,11 +224,22 @@ struct TypedKernels {
   void (*chain_grad)(const ChainGradProblem<Stored>&);
 };
 
+// Of uint8 and int8: quantized.h has the problems.
+template <class Out>
+struct QuantizedProblem;
+struct QuantizeProblem;
+struct QuantizedKernels {
+  void (*convolve)(const QuantizedProblem<uint8_t>&);
+  void (*convolve_to_float)(const QuantizedProblem<float>&);
+  void (*quantize)(const QuantizeProblem&);
+};
+
 struct KernelTable {
   const char* isa;
   TypedKernels<float> f32;
   TypedKernels<double> f64;
   TypedKernels<BFloat16> bf16;
+  const QuantizedKernels* quantized;
   // Multiply-adds of independent float32 sums for about `seconds`; returns GFLOP/s.
   double (*fma_peak)(double seconds);
 };

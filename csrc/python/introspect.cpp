@@ -94,6 +94,7 @@ std::map<std::string, bool> cpu_features() {
       {"avx512vl", __builtin_cpu_supports("avx512vl") != 0},
       {"avx512_bf16", __builtin_cpu_supports("avx512bf16") != 0},
       {"avx512_vnni", __builtin_cpu_supports("avx512vnni") != 0},
+      {"avx512_vbmi", __builtin_cpu_supports("avx512vbmi") != 0},
       {"amx_tile", __builtin_cpu_supports("amx-tile") != 0},
       {"amx_bf16", __builtin_cpu_supports("amx-bf16") != 0},
       {"amx_int8", __builtin_cpu_supports("amx-int8") != 0},

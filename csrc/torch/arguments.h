@@ -158,13 +158,16 @@ inline bool is_channels_last(const Tensor& tensor) {
   return true;
 }
 
-inline Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& s, bool channels_last) {
+// Of the dtype of `like`, or another.
+inline Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& s, bool channels_last,
+                          std::optional<int32_t> other_dtype = {}) {
   const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
   const int64_t c = at_least_1(s[1]), h = at_least_1(s[2]), w = at_least_1(s[3]);
   const int64_t strides[4] = {c * h * w, channels_last ? 1 : h * w, channels_last ? w * c : w,
                               channels_last ? c : 1};
   int32_t dtype, device_type;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  dtype = other_dtype.value_or(dtype);
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(

@@ -96,6 +96,17 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
       "prologue_conv2d_weight_grad(Tensor grad, Tensor input, Tensor? scale, Tensor? shift, bool relu, "
       "Tensor table, int entries, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_top, "
       "int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w) -> Tensor");
+  // An int8 weight [entries, kh, kw] in the order in which quantized_conv2d reads it
+  m.def("quantized_pack(Tensor weight, Tensor table, int in_channels, int out_channels) -> Tensor");
+  // activation((start + Σ weight · input) · scale), start int32 and scale float32 per output channel, of a uint8
+  // input; as float32, or divided by output_scale, rounded and moved to output_zero_point as uint8
+  m.def(
+      "quantized_conv2d(Tensor input, Tensor weight, Tensor start, Tensor scale, Tensor table, "
+      "int out_channels, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_top, int pad_bottom, "
+      "int pad_left, int pad_right, int dilation_h, int dilation_w, int activation, int input_zero_point, "
+      "float output_scale, int output_zero_point, bool floating) -> Tensor");
+  // uint8 from float32: input / scale, rounded and moved to zero_point
+  m.def("quantize(Tensor input, float scale, int zero_point) -> Tensor");
   // Whether the CUDA kernels may multiply float32 in TF32; not, at first. Without CUDA it has no effect
   m.def("allow_tf32(bool allowed) -> ()");
   // GFLOP/s of independent float32 multiply-adds on one thread

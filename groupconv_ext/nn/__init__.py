@@ -15,6 +15,7 @@ from .interleaved import (
     compose,
 )
 from .partitioned import PartitionedConv1d, PartitionedConv2d
+from .quantized import QuantizedPartitionedConv2d, quantize
 from .replace import replace
 from .separable import DepthwiseSeparableConv2d, XceptionConv2d
 from .shuffle import ShuffledConv2d
@@ -32,6 +33,7 @@ __all__ = [
     "InterleavedConv2d",
     "PartitionedConv1d",
     "PartitionedConv2d",
+    "QuantizedPartitionedConv2d",
     "ResourceConstraint",
     "ShuffledConv2d",
     "TwoLevelConv2d",
@@ -43,6 +45,7 @@ __all__ = [
     "fold",
     "name_layers",
     "parameter_groups",
+    "quantize",
     "replace",
     "structure",
 ]

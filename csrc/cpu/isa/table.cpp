@@ -19,8 +19,8 @@ const TypedKernels<BFloat16> bf16_kernels = typed_kernels<BFloat16>;
 #else
 #define NAME_OF(token) #token
 #define NAME(macro) NAME_OF(macro)
-const KernelTable kernels = {NAME(GROUPCONV_ISA), typed_kernels<float>, typed_kernels<double>,
-                             typed_kernels<BFloat16>, fma_peak};
+const KernelTable kernels = {NAME(GROUPCONV_ISA),     typed_kernels<float>, typed_kernels<double>,
+                             typed_kernels<BFloat16>, &quantized_kernels,   fma_peak};
 #endif
 
 }  // namespace groupconv::cpu::GROUPCONV_ISA

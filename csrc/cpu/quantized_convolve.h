@@ -1,0 +1,389 @@
+// The driver of the quantised convolution, for every layout, window and partition.
+//
+// For each image and tile: pixels with their channels in the order in which the streams read them, then
+// multiply_quads for every run of pixels and block of outputs, then the outputs in the image's order.
+//   source   the image itself, where its channels are neighbours in that order and nothing is padded
+//            else staged: channels_last by a permutation of bytes, NCHW transposed by squares
+//   dest     the image itself, where each block writes neighbouring channels of a channels_last image
+//            else a line of sums' results for each pixel, permuted (channels_last) or transposed (NCHW)
+// A tile stages either the rectangle that its taps reach, or, where that has more pixels than the taps read (a
+// stride, a dilation), the lattice of every tap by itself. Sums are exact, so where a tile ends decides nothing.
+#pragma once
+
+#include "cpu/byte_order.h"
+#include "cpu/for_each_item.h"
+#include "cpu/multiply_quads.h"
+#include "cpu/transpose_pixels.h"
+#include "cpu/workspace.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class Out>
+class QuantizedConvolution {
+  // Blocks of outputs that are computed together.
+  struct Work {
+    const int8_t* weight;
+    const int64_t* offsets;
+    int64_t depth, share, blocks;
+    int64_t last_lanes;  // of the last block are stored
+    int64_t dest;        // first channel, or place of a line
+    int64_t slot;        // first among all lanes
+  };
+
+ public:
+  explicit QuantizedConvolution(const QuantizedProblem<Out>& problem)
+      : p_(problem),
+        layout_(*problem.layout),
+        window_(problem.window),
+        source_(problem.source),
+        dest_(problem.dest),
+        taps_(window_.area()),
+        reads_(layout_.reads * quad),
+        slots_(layout_.blocks * quad_lanes) {
+    if (layout_.reads == 0) taps_ = 0;
+    const bool pointwise = window_.area() == 1 && window_.stride_h == 1 && window_.stride_w == 1 && !padded();
+    if (pointwise && source_.flat() && dest_.flat()) {
+      source_ = source_.as_row();
+      dest_ = dest_.as_row();
+    }
+    source_last_ = source_.stride_c == 1;
+    dest_last_ = dest_.stride_c == 1;
+    source_direct_ = source_last_ && !padded() && reads_in_place();
+    dest_direct_ = dest_last_ && writes_runs();
+    // A pixel's bytes are staged and stored by whole vectors.
+    pixel_ = source_direct_ ? source_.stride_w : divide_up(reads_, int64_t{64}) * 64;
+  }
+
+  void run() {
+    cut();
+    Workspace shared;
+    plan(shared);
+    const SharedScratch memory(shared.bytes());
+    shared.open(memory);
+    prepare(shared);
+    for_each_item(p_.threads, dest_.batch * down_ * across_, [&](int64_t item) {
+      const int64_t tile = item % (down_ * across_);
+      const int64_t row = tile / across_ * tile_rows_, col = tile % across_ * tile_cols_;
+      run_tile(item / (down_ * across_),
+               {row, col, smaller(tile_rows_, dest_.height - row), smaller(tile_cols_, dest_.width - col)});
+    });
+  }
+
+ private:
+  // ---- what is decided once -----------------------------------------------------------------------
+
+  bool padded() const {
+    return window_.pad_top > 0 || window_.pad_bottom > 0 || window_.pad_left > 0 || window_.pad_right > 0;
+  }
+
+  // Every stream's quads are four neighbours of the image, and no read is of what does not exist.
+  bool reads_in_place() const {
+    for (const QuadStream& stream : layout_.streams) {
+      if (stream.share > 1) return false;
+      for (int64_t i = 0; i < stream.quads; ++i) {
+        const int64_t first = layout_.input_of(stream, i, 0);
+        for (int64_t byte = 1; byte < quad; ++byte) {
+          if (layout_.input_of(stream, i, byte) != first + byte) return false;
+        }
+      }
+    }
+    return true;
+  }
+
+  bool writes_runs() const {
+    for (const QuadStream& stream : layout_.streams) {
+      for (int64_t block = 0; block < stream.blocks; ++block) {
+        for (int64_t lane = 1; lane < quad_lanes; ++lane) {
+          const int64_t before = layout_.output_of(stream, block, lane - 1);
+          const int64_t output = layout_.output_of(stream, block, lane);
+          if (output >= 0 && (before < 0 || output != before + 1)) return false;
+        }
+      }
+    }
+    return true;
+  }
+
+  // Tiles of which what is staged and what is kept as lines stay in L1 and the nearer part of L2.
+  void cut() {
+    constexpr int64_t budget = 64 << 10, narrowest = 64;
+    const int64_t line = dest_direct_ || dest_last_ ? 0 : slots_ * static_cast<int64_t>(sizeof(Out));
+    const int64_t staged = source_direct_ ? 0 : pixel_ * window_.stride_h * window_.stride_w;
+    const int64_t pixels = larger(budget / larger(staged + line, int64_t{1}), narrowest);
+    tile_cols_ = smaller(dest_.width, larger(pixels, narrowest));
+    // A halo is staged once for each tile: not so low that it would be most of it.
+    tile_rows_ = smaller(dest_.height, larger(pixels / tile_cols_, window_.kernel_h > 1 ? int64_t{4} : 1));
+    if (p_.threads.run) {
+      const int64_t wanted = divide_up(pieces_for_threads, dest_.batch);
+      if (dest_.height > 1) {
+        tile_rows_ = smaller(tile_rows_, divide_up(dest_.height, wanted));
+      } else {
+        tile_cols_ = smaller(tile_cols_, divide_up(divide_up(dest_.width, wanted), narrowest) * narrowest);
+      }
+    }
+    down_ = divide_up(dest_.height, tile_rows_);
+    across_ = divide_up(dest_.width, tile_cols_);
+    tile_rows_ = divide_up(dest_.height, down_);
+    tile_cols_ = divide_up(dest_.width, across_);
+
+    const int64_t rows = reach_rows(tile_rows_), cols = reach_cols(tile_cols_);
+    by_tap_ =
+        !source_direct_ && static_cast<double>(rows) * static_cast<double>(cols) >
+                               static_cast<double>(taps_ * tile_rows_) * static_cast<double>(tile_cols_);
+    if (source_direct_) {
+      row_ = source_.stride_h;
+    } else {
+      row_ = (by_tap_ ? tile_cols_ : cols) * pixel_;
+      staged_ = by_tap_ ? taps_ * tile_rows_ * row_ : rows * row_;
+    }
+  }
+  int64_t row_count() const { return divide_up(reads_, quad_lanes) * quad_lanes; }
+  int64_t reach_rows(int64_t rows) const { return (rows - 1) * window_.stride_h + window_.reach_h(); }
+  int64_t reach_cols(int64_t cols) const { return (cols - 1) * window_.stride_w + window_.reach_w(); }
+
+  // From one lattice pixel, or row of them, to the next.
+  int64_t pixel_stride() const { return by_tap_ ? pixel_ : pixel_ * window_.stride_w; }
+  int64_t row_stride() const { return by_tap_ ? row_ : row_ * window_.stride_h; }
+
+  int64_t tap_offset(int64_t tap) const {
+    if (by_tap_) return tap * tile_rows_ * row_;
+    return tap / window_.kernel_w * window_.dilation_h * row_ +
+           tap % window_.kernel_w * window_.dilation_w * pixel_;
+  }
+
+  void plan(Workspace& shared) const {
+    shared.plan<Work>(layout_.blocks);
+    shared.plan<int64_t>(layout_.reads * taps_);
+    shared.plan<int32_t>(slots_);
+    shared.plan<float>(slots_);
+    shared.plan<int32_t>(slots_);
+    shared.plan<int32_t>(reads_);
+    shared.plan<int32_t>(dest_.channels);
+    shared.plan<int64_t>(row_count());
+    shared.plan<int64_t>(slots_);
+    ByteOrder::plan(shared, reads_, source_.channels);
+    ByteOrder::plan(shared, dest_.channels, slots_);
+  }
+
+  void prepare(Workspace& shared) {
+    works_ = shared.take<Work>(layout_.blocks);
+    int64_t* offsets = shared.take<int64_t>(layout_.reads * taps_);
+    start_ = shared.take<int32_t>(slots_);
+    multiplier_ = shared.take<float>(slots_);
+    channel_of_ = shared.take<int32_t>(slots_);
+    reads_of_ = shared.take<int32_t>(reads_);
+    place_of_ = shared.take<int32_t>(dest_.channels);
+    source_rows_ = shared.take<int64_t>(row_count());
+    dest_rows_ = shared.take<int64_t>(slots_);
+    const int8_t* weight = p_.weight;
+    Work* next = works_;
+    int64_t slot = 0, first_read = 0;
+    for (const QuadStream& stream : layout_.streams) {
+      const int64_t depth = stream.quads * taps_;
+      for (int64_t read = 0; read < stream.quads * stream.share; ++read) {
+        for (int64_t byte = 0; byte < quad; ++byte) {
+          reads_of_[(first_read + read) * quad + byte] =
+              static_cast<int32_t>(layout_.input_of(stream, read, byte));
+        }
+      }
+      for (int64_t tap = 0, j = 0; tap < taps_; ++tap) {
+        for (int64_t i = 0; i < stream.quads; ++i) {
+          const int64_t place = (first_read + i * stream.share) * quad;
+          offsets[j++] = tap_offset(tap) + (source_direct_ ? reads_of_[place] : place);
+        }
+      }
+      for (int64_t b = 0; b < stream.blocks; b += most_quad_blocks) {
+        const int64_t blocks = smaller<int64_t>(most_quad_blocks, stream.blocks - b), first = slot;
+        int64_t last_lanes = 0;
+        for (int64_t i = 0; i < blocks; ++i, slot += quad_lanes) last_lanes = open_lanes(stream, b + i, slot);
+        *next++ = {weight,
+                   offsets,
+                   depth,
+                   stream.share,
+                   blocks,
+                   last_lanes,
+                   dest_direct_ ? larger<int64_t>(channel_of_[first], 0) : first,
+                   first};
+        weight += blocks * depth * quad * quad_lanes;
+      }
+      offsets += depth;
+      first_read += stream.quads * stream.share;
+    }
+    last_work_ = next;
+    // Whole squares of channels are transposed, those beyond the last as copies of it.
+    for (int64_t i = 0; i < row_count(); ++i) {
+      const int64_t read = smaller(i, reads_ - 1);
+      source_rows_[i] = read < 0 ? 0 : larger(reads_of_[read], 0) * source_.stride_c;
+    }
+    for (int64_t slot = 0; slot < slots_; ++slot) {
+      dest_rows_[slot] = channel_of_[slot] < 0 ? no_row : channel_of_[slot] * dest_.stride_c;
+    }
+    if (!source_direct_ && source_last_) source_order_.open(shared, reads_of_, reads_, source_.channels);
+    if (!dest_direct_ && dest_last_) dest_order_.open(shared, place_of_, dest_.channels, slots_);
+  }
+
+  // Start, multiplier and channel of a block's lanes; returns how many are stored.
+  int64_t open_lanes(const QuadStream& stream, int64_t block, int64_t slot) {
+    int64_t stored = 0;
+    for (int64_t lane = 0; lane < quad_lanes; ++lane) {
+      const int64_t output = layout_.output_of(stream, block, lane);
+      channel_of_[slot + lane] = static_cast<int32_t>(output);
+      start_[slot + lane] = output < 0 ? 0 : p_.start[output];
+      multiplier_[slot + lane] = output < 0 ? 0.0f : p_.multiplier[output];
+      if (output < 0) continue;
+      place_of_[output] = static_cast<int32_t>(slot + lane);
+      ++stored;
+    }
+    return dest_direct_ ? stored : quad_lanes;
+  }
+
+  // ---- a tile -------------------------------------------------------------------------------------
+
+  void run_tile(int64_t n, const Tile& tile) const {
+    // One run of pixels where lines leave at once.
+    const int64_t lines = dest_direct_ ? 0 : dest_last_ ? most_quad_pixels : tile.rows * tile.cols;
+    Workspace space;
+    space.plan<uint8_t>(staged_);
+    space.plan<Out>(lines * slots_);
+    space.plan<Out>(dest_.channels);
+    space.open();
+    uint8_t* staged = space.take<uint8_t>(staged_);
+    Out* line = space.take<Out>(lines * slots_);
+    const uint8_t* source = staged;
+    if (source_direct_) {
+      source = source_.at(n, 0, tile.row * window_.stride_h, tile.col * window_.stride_w);
+    } else {
+      stage(n, tile, staged);
+    }
+
+    const int64_t run = divide_up(tile.cols, divide_up(tile.cols, int64_t{most_quad_pixels}));
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      for (int64_t col = 0; col < tile.cols; col += run) {
+        const int64_t pixels = smaller(run, tile.cols - col);
+        const uint8_t* from = source + row * row_stride() + col * pixel_stride();
+        Out* dest = dest_.at(n, 0, tile.row + row, tile.col + col);
+        if (dest_direct_) {
+          multiply(from, pixels, dest, dest_.stride_w);
+        } else if (dest_last_) {
+          multiply(from, pixels, line, slots_);
+          permute_out(line, dest, pixels);
+        } else {
+          multiply(from, pixels, line + (row * tile.cols + col) * slots_, slots_);
+        }
+      }
+    }
+    if (!dest_direct_ && !dest_last_) unstage(line, n, tile);
+  }
+
+  void multiply(const uint8_t* source, int64_t pixels, Out* dest, int64_t dest_stride) const {
+    QuadTile<Out> tile{};
+    tile.source = source;
+    tile.pixel_stride = pixel_stride();
+    tile.output = p_.output;
+    tile.dest_stride = dest_stride;
+    for (const Work* work = works_; work < last_work_; ++work) {
+      tile.offsets = work->offsets;
+      tile.depth = work->depth;
+      tile.weight = work->weight;
+      tile.start = start_ + work->slot;
+      tile.multiplier = multiplier_ + work->slot;
+      tile.dest = dest + work->dest;
+      tile.last_lanes = work->last_lanes;
+      multiply_quad_run(tile, pixels, work->blocks, work->share);
+    }
+  }
+
+  // ---- in -----------------------------------------------------------------------------------------
+
+  void stage(int64_t n, const Tile& tile, uint8_t* staged) const {
+    const int64_t top = tile.row * window_.stride_h - window_.pad_top;
+    const int64_t left = tile.col * window_.stride_w - window_.pad_left;
+    if (!by_tap_) {
+      const int64_t cols = reach_cols(tile.cols);
+      for (int64_t row = 0; taps_ > 0 && row < reach_rows(tile.rows); ++row) {
+        stage_row(n, top + row, left, 1, cols, staged + row * row_);
+      }
+      return;
+    }
+    for (int64_t tap = 0; tap < taps_; ++tap) {
+      const int64_t down = top + tap / window_.kernel_w * window_.dilation_h;
+      const int64_t right = left + tap % window_.kernel_w * window_.dilation_w;
+      for (int64_t row = 0; row < tile.rows; ++row) {
+        stage_row(n, down + row * window_.stride_h, right, window_.stride_w, tile.cols,
+                  staged + tap_offset(tap) + row * row_);
+      }
+    }
+  }
+
+  // `count` pixels, `step` apart, of which those beyond the image are the zero point.
+  void stage_row(int64_t n, int64_t y, int64_t x, int64_t step, int64_t count, uint8_t* to) const {
+    int64_t first = 0, last = 0;  // that exist
+    if (y >= 0 && y < source_.height) {
+      first = smaller(count, x < 0 ? divide_up(-x, step) : int64_t{0});
+      last = x >= source_.width ? first : larger(first, smaller(count, divide_up(source_.width - x, step)));
+    }
+    std::memset(to, p_.source_zero, static_cast<size_t>(first * pixel_));
+    std::memset(to + last * pixel_, p_.source_zero, static_cast<size_t>((count - last) * pixel_));
+    if (last == first) return;
+    const uint8_t* from = source_.at(n, 0, y, x + first * step);
+    to += first * pixel_;
+    const int64_t stride = step * source_.stride_w;
+    if (source_last_) {
+      source_order_.run(from, stride, to, pixel_, last - first);
+    } else if (stride == 1) {
+      rows_to_pixels(from, source_rows_, reads_, last - first, to, pixel_);
+    } else {
+      for (int64_t p = 0; p < last - first; ++p) {
+        for (int64_t i = 0; i < reads_; ++i) {
+          to[p * pixel_ + i] = from[p * stride + source_rows_[i]];
+        }
+      }
+    }
+  }
+
+  // ---- out ----------------------------------------------------------------------------------------
+
+  void permute_out(const uint8_t* lines, uint8_t* dest, int64_t pixels) const {
+    dest_order_.run(lines, slots_, dest, dest_.stride_w, pixels);
+  }
+  void permute_out(const float* lines, float* dest, int64_t pixels) const {
+    for (int64_t p = 0; p < pixels; ++p, lines += slots_, dest += dest_.stride_w) {
+      for_each_vector<float>(dest_.channels, [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
+        Vec<float>::gather(lines, place_of_ + c, mask).store(dest + c, mask);
+      });
+    }
+  }
+
+  void unstage(const Out* line, int64_t n, const Tile& tile) const {
+    const bool one_row = tile.cols == dest_.width && dest_.flat();
+    const int64_t rows = one_row ? 1 : tile.rows, cols = one_row ? tile.rows * tile.cols : tile.cols;
+    for (int64_t row = 0; row < rows; ++row, line += cols * slots_) {
+      Out* dest = dest_.at(n, 0, tile.row + row, tile.col);
+      pixels_to_rows(line, slots_, cols, dest, dest_rows_);
+    }
+  }
+
+  const QuantizedProblem<Out>& p_;
+  const QuantizedLayout& layout_;
+  Window window_;
+  Image<const uint8_t> source_;
+  Image<Out> dest_;
+  int64_t taps_;
+  int64_t reads_, slots_;  // bytes that are read of a pixel, lanes that are made of it
+  bool source_last_, dest_last_, source_direct_, dest_direct_, by_tap_ = false;
+  int64_t tile_rows_ = 0, tile_cols_ = 0, down_ = 0, across_ = 0;
+  int64_t pixel_, row_ = 0, staged_ = 0;  // from pixel to pixel and row to row of the source; bytes of a tile
+  Work* works_ = nullptr;
+  const Work* last_work_ = nullptr;
+  int32_t* start_ = nullptr;
+  float* multiplier_ = nullptr;
+  int32_t* channel_of_ = nullptr;  // of a lane; −1: none
+  int32_t* reads_of_ = nullptr;    // the channel of a staged byte; −1: any
+  int32_t* place_of_ = nullptr;    // of a channel among the lanes
+  int64_t *source_rows_ = nullptr,
+          *dest_rows_ = nullptr;  // where the row of a staged byte, or a lane, begins
+  ByteOrder source_order_, dest_order_;
+};
+
+}  // namespace
+}  // namespace groupconv::cpu

@@ -1,4 +1,4 @@
-"""An output that is larger than a core's caches is stored in other ways, with the same numbers in it."""
+"""An output beyond a core's caches is stored in other ways, with the same numbers in it."""
 
 import pytest
 import torch

@@ -100,8 +100,10 @@ def test_is_a_normalisation_a_relu_and_a_convolution(
         (Partition.random(40, 64, 2, seed=1), Geometry((19, 17), (3, 3), padding=(1, 1, 1, 1))),
         (Partition(90, 32, [[3, 70], [70, 8, 1]], [range(16), range(16, 32)]), Geometry((9, 9))),
         (Partition.contiguous(70, 64, 1), Geometry((8, 8))),
+        # Lanes over channels, in NCHW.
+        (Partition.random(20, 32, 2, seed=1), Geometry((5, 14), (3, 3), padding=(1, 1, 1, 1))),
     ],
-    ids=["bands", "ring", "strided", "as they lie", "few of many", "one block"],
+    ids=["bands", "ring", "strided", "as they lie", "few of many", "one block", "lanes"],
 )
 def test_every_kernel(partition: Partition, geometry: Geometry, layout: str, isa: str) -> None:
     scale, shift = numbers(partition.in_channels, torch.float64)

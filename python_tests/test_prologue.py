@@ -128,6 +128,48 @@ def test_every_kernel(partition: Partition, geometry: Geometry, layout: str, isa
         torch.testing.assert_close(run("native"), run("reference"))
 
 
+@needs_native
+@pytest.mark.native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize(
+    ("partition", "geometry"),
+    [
+        (Partition.random(80, 80, 80, seed=0), Geometry((7, 6), (5, 5), padding=(2, 2, 2, 2))),
+        (Partition.random(48, 96, 48, seed=0), Geometry((14, 13), (3, 3), (2, 2), (1, 1, 1, 1))),
+        (Partition.random(37, 37, 37, seed=0), Geometry((90, 35), (3, 3), padding=(1, 1, 1, 1))),
+        (Partition.random(140, 12, 2, seed=0), Geometry((9, 10), (3, 3), padding=(1, 1, 1, 1))),
+    ],
+    ids=["small maps", "strided small maps", "strips", "few outputs of many inputs"],
+)
+def test_kernels_of_float32(
+    partition: Partition, geometry: Geometry, layout: str, isa: str
+) -> None:
+    scale, shift = numbers(partition.in_channels, torch.float32)
+    given = [*tensors(partition, geometry, dtype=torch.float32)[:2], scale, shift]
+    given[0] = LAYOUTS[layout](given[0])
+    top, _, left, _ = geometry.padding
+
+    def run(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        operands = [t.to(dtype).requires_grad_() for t in given]
+        y = gc.conv2d(
+            *operands[:2],
+            partition=partition,
+            stride=geometry.stride,
+            padding=(top, left),
+            prologue=Prologue(*operands[2:], "relu"),
+            backend=backend,
+        )
+        weights = torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)
+        gradients = torch.autograd.grad(y, operands, weights)
+        return [t.detach().double() for t in (y, *gradients)]
+
+    with forced_isa(isa):
+        found = run("native", torch.float32)
+    for ours, exact in zip(found, run("reference", torch.float64), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+
+
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)])
 @each_float64_backend

@@ -116,9 +116,11 @@ def conv2d(
             return chosen.convolve(
                 x, weight, bias, residual, partition, window, activation, prologue
             )
-        except RuntimeError:
-            _check_operands(x, weight, bias, residual, partition, window, prologue)
-            raise
+        except RuntimeError as error:
+            refusal = error
+        # Out here, the user sees one error and not two.
+        _check_operands(x, weight, bias, residual, partition, window, prologue)
+        raise refusal
     _check_operands(x, weight, bias, residual, partition, window, prologue)
     return chosen.convolve(x, weight, bias, residual, partition, window, activation, prologue)
 

@@ -134,8 +134,9 @@ def _one_by_one(
         "dilation": dilation,
         "backend": backend,
     }
-    z = conv2d(x, restriction, partition=partitions.restrict, **settings)
+    # A first: what is wrong with x is said of its partition, which is the layer's.
     within = conv2d(x, weight, partition=partitions.within, **settings)
+    z = conv2d(x, restriction, partition=partitions.restrict, **settings)
     columns = coarse[:, :, None, None]
     spread = partitions.spread
     return conv2d(z, columns, bias, partition=spread, residual=within, backend=backend)

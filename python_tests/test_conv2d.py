@@ -164,6 +164,38 @@ def test_ends_of_tiles(
     check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias, None, "relu")
 
 
+# In channels_last: lanes over the inputs, in both passes' ways and in the weight gradient.
+FEW_OF_MANY: dict[str, tuple[Partition, Geometry]] = {
+    "few outputs": (Partition.random(150, 9, 1, seed=0), Geometry((9, 11))),
+    "few outputs, 3×3": (
+        Partition(137, 10, [range(69, 0, -1), range(70, 136)], [[3, 1, 0, 9, 4], [2, 5, 6, 7, 8]]),
+        Geometry((9, 10), (3, 3), padding=AROUND),
+    ),
+    "few outputs, neighbours, strided": (
+        Partition.contiguous(210, 6, 3),
+        Geometry((21, 19), (3, 3), (2, 2), AROUND),
+    ),
+    "few inputs": (Partition.random(6, 150, 2, seed=0), Geometry((9, 11))),
+    "few inputs, 3×3": (
+        Partition.contiguous(7, 133, 1),
+        Geometry((9, 10), (3, 3), padding=AROUND),
+    ),
+}
+
+
+@pytest.mark.parametrize(("partition", "geometry"), FEW_OF_MANY.values(), ids=FEW_OF_MANY.keys())
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@each_dtype
+def test_few_channels_of_many(
+    isa: str, dtype: torch.dtype, activation: str, partition: Partition, geometry: Geometry
+) -> None:
+    x, weight, bias = tensors(partition, geometry, 2, dtype)
+    place = LAYOUTS["channels_last"]
+    residual = torch.randn_like(reference.conv2d(x, weight, bias, partition, *geometry.window))
+    for added, after in ((bias, None), (None, place(residual)), (bias, place(residual))):
+        check_convolution(partition, geometry, place(x), weight, added, after, activation, place)
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @each_dtype
 def test_every_number_of_pixels_and_rows(isa: str, dtype: torch.dtype, layout: str) -> None:

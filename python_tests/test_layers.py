@@ -307,6 +307,14 @@ def test_bad_arguments(make: Callable[[], object], message: str) -> None:
         make()
 
 
+def test_two_level_refuses_other_channels_in_the_name_of_its_groups() -> None:
+    layer = TwoLevelConv2d(8, 12, 3, groups=2)
+    said = r"x has 6 channels; expected 8 for Partition\(8→12"
+    with pytest.raises(ValueError, match=said) as error:
+        layer(torch.randn(1, 6, 5, 5))
+    assert error.value.__context__ is None
+
+
 # ---- the raw operation --------------------------------------------------------------------------
 
 

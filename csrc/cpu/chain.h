@@ -3,12 +3,11 @@
 // A tile of pixels goes through all stages while it lies in a core's own cache; memory sees the input and
 // the output only. The permutations between the stages are only the order of channel lists.
 //
-// multiply_block: R destination channels × V vectors of pixels in registers, one source channel a step, its
-// R weights as broadcast operands: V + R loads for R · V multiply-adds. With 32 registers 12 × 2, with 16
-// 6 × 2. Groups are small and their number is large, so channels are found by list and distance, without a
-// pointer made for each, and a stage whose groups write the channels they read, at most R of them, works in
-// place. A tile is as wide as the L2 allows: rows of one cache line or two, thousands of bytes apart, cost
-// more in pages and prefetching than an L1-sized tile gains.
+// multiply_rows does the sums. Groups are small and many, so the rows of all channels that a stage reads and
+// writes are listed once a tile, and a group takes its part of the list. A stage whose groups write the channels
+// they read, no more than multiply_rows takes at a time, works in place. A tile is as wide as the L2 allows: rows
+// of one cache line or two, thousands of bytes apart, cost more in pages and prefetching than an L1-sized tile
+// gains.
 //
 // Backward, the hidden tensors of the tile are computed again, each in rows of its own, two buffers take the
 // gradients in turn, and correlate_rows meets a hidden tensor with the gradient of the next; its sums over
@@ -18,6 +17,8 @@
 #pragma once
 
 #include "cpu/correlate.h"
+#include "cpu/multiply.h"
+#include "cpu/row_blocks.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -32,151 +33,152 @@ struct TileRows {
   T* of(int64_t channel) const { return first + channel * distance; }
 };
 
-constexpr int block_vectors = 2;
-constexpr int block_rows = vector_registers == 32 ? 12 : 6;
+// Every stage's weights in blocks of rows, one group after another.
 template <class T>
-constexpr int64_t block_width = block_vectors * Vec<T>::lanes;
+class ChainBlocks {
+ public:
+  ChainBlocks(const ChainStage<T>* stages, int64_t count, int64_t pixels)
+      : memory_(plan(stages, count, pixels)) {
+    if (size_ == 0) return;
+    space_.open(memory_);
+    T* to = space_.take<T>(size_);
+    starts_ = space_.take<const T*>(count);
+    for (int64_t s = 0; s < count; ++s) {
+      const PartitionView& partition = *stages[s].partition;
+      starts_[s] = to;
+      for (int64_t g = 0; g < partition.groups; ++g) {
+        const int64_t depth = partition.inputs.count(g);
+        to = bring_into_blocks(stages[s].weight + partition.weight_offsets[g], depth,
+                               partition.outputs.count(g), depth, to);
+      }
+    }
+  }
 
-// dest channel writes[r] = bias + Σ_j weight[r · row_step + j · depth_step] · source channel reads[j].
-template <class T>
-struct BlockJob {
-  TileRows<const T> source;
-  TileRows<T> dest;
-  const int32_t* reads;
-  const int32_t* writes;
-  int64_t depth, rows;
-  const T* weight;
-  int64_t row_step, depth_step;
-  const T* bias;    // by channel, or null
-  bool accumulate;  // add to what dest holds
-  bool prefetch;    // source lies in memory: fetch what the next block reads
-  bool clamped;
-  T low, high;
+  // A stage's, or null: its rows are read as they lie.
+  const T* of(int64_t stage) const { return starts_ ? starts_[stage] : nullptr; }
+
+ private:
+  size_t plan(const ChainStage<T>* stages, int64_t count, int64_t pixels) {
+    int64_t size = 0;
+    for (int64_t s = 0; s < count; ++s) {
+      const PartitionView& partition = *stages[s].partition;
+      for (int64_t g = 0; g < partition.groups; ++g) {
+        size += size_in_blocks(partition.outputs.count(g), partition.inputs.count(g));
+      }
+    }
+    if (!worth_blocks(pixels, size * static_cast<int64_t>(sizeof(T)))) return 0;
+    size_ = size;
+    space_.plan<T>(size_);
+    space_.plan<const T*>(count);
+    return space_.bytes();
+  }
+
+  int64_t size_ = 0;
+  Workspace space_;
+  SharedScratch memory_;
+  const T** starts_ = nullptr;
 };
 
-template <class T, int R, bool Prefetch>
-void multiply_block(const BlockJob<T>& job, int64_t row, int64_t pixel) {
-  using V_ = Vec<T>;
-  constexpr int lanes = V_::lanes, V = block_vectors;
-  const int32_t* writes = job.writes + row;
-  V_ sums[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    const V_ start = job.bias ? V_::broadcast(job.bias[writes[r]]) : zero<T>();
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sums[r][v] = start;
-  }
-  const T* first = job.source.first + pixel;
-  const T* weight = job.weight + row * job.row_step;
-  const int64_t row_step = job.row_step;
-  for (int64_t j = 0; j < job.depth; ++j, weight += job.depth_step) {
-    const T* source = first + job.reads[j] * job.source.distance;
-    V_ x[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      x[v] = V_::load(source + v * lanes);
-      pin(x[v]);
-      if constexpr (Prefetch) {
-        __builtin_prefetch(source + (V + v) * lanes);
-      }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const V_ w = V_::broadcast(weight[r * row_step]);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
-    }
-  }
-  T* dests[R];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) dests[r] = job.dest.of(writes[r]) + pixel;
-  if (job.accumulate) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[r][v] = sums[r][v] + V_::load(dests[r] + v * lanes);
-    }
-  }
-  if (job.clamped) {
-    const V_ low = V_::broadcast(job.low), high = V_::broadcast(job.high);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[r][v] = clamp(low, high, sums[r][v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sums[r][v].store(dests[r] + v * lanes);
-  }
-}
-
-template <class T, bool Prefetch, int R = block_rows>
-void multiply_rows_of_block(const BlockJob<T>& job, int64_t row, int64_t rows, int64_t pixel) {
-  if constexpr (R > 0) {
-    if (rows == R) return multiply_block<T, R, Prefetch>(job, row, pixel);
-    multiply_rows_of_block<T, Prefetch, R - 1>(job, row, rows, pixel);
-  }
-}
-
-// All rows, in equal parts of at most block_rows, over `length` pixels: a multiple of the block's width.
+// Takes a tile through a stage: dest = W · source, or Wᵀ · source.
 template <class T>
-void multiply_blocks(const BlockJob<T>& job, int64_t length) {
-  const int64_t parts = divide_up(job.rows, int64_t{block_rows});
-  for (int64_t pixel = 0; pixel < length; pixel += block_width<T>) {
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t row = job.rows * part / parts, rows = job.rows * (part + 1) / parts - row;
-      if (job.prefetch) {
-        multiply_rows_of_block<T, true>(job, row, rows, pixel);
-      } else {
-        multiply_rows_of_block<T, false>(job, row, rows, pixel);
+class StageRows {
+ public:
+  // Of a chain's longest lists.
+  StageRows(const ChainStage<T>* stages, int64_t count) {
+    for (int64_t s = 0; s < count; ++s) {
+      const PartitionView& partition = *stages[s].partition;
+      for (const ChannelLists& lists : {partition.inputs, partition.outputs}) {
+        most_rows_ = larger<int64_t>(most_rows_, lists.offsets[partition.groups]);
+        for (int64_t g = 0; g < partition.groups; ++g) most_depth_ = larger(most_depth_, lists.count(g));
       }
     }
   }
-}
 
-// The stage as the forward pass has it; `job` comes with source, dest and what happens at the end.
-template <class T>
-void apply_stage(const ChainStage<T>& stage, BlockJob<T> job, int64_t length) {
-  const PartitionView& partition = *stage.partition;
-  for (int64_t g = 0; g < partition.groups; ++g) {
-    job.reads = partition.inputs.of(g);
-    job.writes = partition.outputs.of(g);
-    job.depth = partition.inputs.count(g);
-    job.rows = partition.outputs.count(g);
-    job.weight = stage.weight + partition.weight_offsets[g];
-    job.row_step = job.depth;
-    job.depth_step = 1;
-    multiply_blocks(job, length);
+  void plan(Workspace& space) const {
+    space.plan<const T*>(most_rows_);
+    space.plan<T*>(most_rows_);
+    space.plan<T>(most_rows_);
+    space.plan<T>(most_depth_);
+    space.plan<int64_t>(most_depth_);
+    space.plan<int64_t>(most_depth_);
   }
-}
+  void open(Workspace& space) {
+    sources_ = space.take<const T*>(most_rows_);
+    dests_ = space.take<T*>(most_rows_);
+    bias_ = space.take<T>(most_rows_);
+    column_ = space.take<T>(most_depth_);
+    steps_ = space.take<int64_t>(most_depth_);
+    block_steps_ = space.take<int64_t>(most_depth_);
+    for (int64_t i = 0; i < most_depth_; ++i) block_steps_[i] = i * max_tile_rows;
+  }
 
-// dest = Wᵀ · source.
-template <class T>
-void apply_transposed(const ChainStage<T>& stage, BlockJob<T> job, int64_t length) {
-  const PartitionView& partition = *stage.partition;
-  if (partition.inputs_overlap || !partition.inputs_complete) {
-    for (int64_t c = 0; c < partition.in_channels; ++c) fill_zero(job.dest.of(c), length);
+  // `job` says what happens at the end; `bias`: one per channel, or null.
+  void apply(const ChainStage<T>& stage, const T* blocks, TileRows<const T> source, TileRows<T> dest,
+             const T* bias, MultiplyJob<T> job) const {
+    const PartitionView& partition = *stage.partition;
+    list_rows(partition.inputs, partition.outputs, partition.groups, source, dest);
+    if (bias) {
+      for (int64_t i = 0; i < partition.out_channels; ++i) bias_[i] = bias[partition.outputs.channels[i]];
+    }
+    for (int64_t i = 0; i < most_depth_; ++i) steps_[i] = i;
+    for (int64_t g = 0; g < partition.groups; ++g) {
+      job.rows = partition.outputs.count(g);
+      job.depth = partition.inputs.count(g);
+      job.weight_row_stride = job.depth;
+      job.blocks = blocks;
+      job.bias = bias ? bias_ + partition.outputs.offsets[g] : nullptr;
+      multiply_group(stage, g, partition.inputs, partition.outputs, job);
+      if (blocks) blocks += size_in_blocks(job.rows, job.depth);
+    }
   }
-  job.accumulate = partition.inputs_overlap;
-  for (int64_t g = 0; g < partition.groups; ++g) {
-    job.reads = partition.outputs.of(g);
-    job.writes = partition.inputs.of(g);
-    job.depth = partition.outputs.count(g);
-    job.rows = partition.inputs.count(g);
-    job.weight = stage.weight + partition.weight_offsets[g];
-    job.row_step = 1;
-    job.depth_step = job.rows;
-    multiply_blocks(job, length);
-  }
-}
 
-// A block of the stage overwrites nothing that another one has yet to read.
+  void apply_transposed(const ChainStage<T>& stage, TileRows<const T> source, TileRows<T> dest,
+                        MultiplyJob<T> job) const {
+    const PartitionView& partition = *stage.partition;
+    if (partition.inputs_overlap || !partition.inputs_complete) {
+      for (int64_t c = 0; c < partition.in_channels; ++c) fill_zero(dest.of(c), job.length);
+    }
+    list_rows(partition.outputs, partition.inputs, partition.groups, source, dest);
+    job.accumulate = partition.inputs_overlap;
+    for (int64_t g = 0; g < partition.groups; ++g) {
+      job.rows = partition.inputs.count(g);
+      job.depth = partition.outputs.count(g);
+      job.weight_row_stride = 1;
+      for (int64_t i = 0; i < job.depth; ++i) steps_[i] = i * job.rows;
+      multiply_group(stage, g, partition.outputs, partition.inputs, job);
+    }
+  }
+
+ private:
+  void list_rows(const ChannelLists& reads, const ChannelLists& writes, int64_t groups,
+                 TileRows<const T> source, TileRows<T> dest) const {
+    for (int64_t i = 0; i < reads.offsets[groups]; ++i) sources_[i] = source.of(reads.channels[i]);
+    for (int64_t i = 0; i < writes.offsets[groups]; ++i) dests_[i] = dest.of(writes.channels[i]);
+  }
+
+  void multiply_group(const ChainStage<T>& stage, int64_t g, const ChannelLists& reads,
+                      const ChannelLists& writes, MultiplyJob<T>& job) const {
+    job.sources = sources_ + reads.offsets[g];
+    job.dests = dests_ + writes.offsets[g];
+    job.weight = stage.weight + stage.partition->weight_offsets[g];
+    job.column = column_;
+    job.steps = steps_;
+    job.block_steps = block_steps_;
+    multiply_rows(job);
+  }
+
+  int64_t most_rows_ = 0, most_depth_ = 0;
+  const T** sources_ = nullptr;
+  T** dests_ = nullptr;
+  T *bias_ = nullptr, *column_ = nullptr;
+  int64_t *steps_ = nullptr, *block_steps_ = nullptr;
+};
+
+// A tile of rows of the stage overwrites nothing that another one has yet to read.
 inline bool works_in_place(const PartitionView& partition) {
   for (int64_t g = 0; g < partition.groups; ++g) {
     const int64_t count = partition.inputs.count(g);
-    if (count != partition.outputs.count(g) || count > block_rows) return false;
+    if (count != partition.outputs.count(g) || count > max_tile_rows) return false;
     for (int64_t i = 0; i < count; ++i) {
       if (partition.inputs.of(g)[i] != partition.outputs.of(g)[i]) return false;
     }
@@ -184,25 +186,25 @@ inline bool works_in_place(const PartitionView& partition) {
   return true;
 }
 
-// A tile of an image, where it is rows and the tile is whole blocks; else {}.
+// The image is rows as it lies.
 template <class T, class Element>
-TileRows<Element> direct_rows(const Image<Element>& image, int64_t n, const Tile& tile) {
-  if constexpr (__is_same(const Element, const T)) {
-    if (image.stride_w == 1 && !image.channels_last() && tile.cols % block_width<T> == 0) {
-      return {image.at(n, 0, 0, tile.col), image.stride_c};
-    }
-  }
-  return {};
+bool is_rows(const Image<Element>& image) {
+  return __is_same(const Element, const T) && image.stride_w == 1 && !image.channels_last();
 }
 
-// A tile of an image as rows: as it lies, or staged into `scratch` with zeros up to whole blocks.
-template <class T, class Stored>
-TileRows<const T> read_rows(const Image<const Stored>& image, int64_t n, const Sweep& sweep, const Tile& tile,
-                            TileRows<T> scratch) {
-  if constexpr (__is_same(Stored, T)) {
-    if (const auto rows = direct_rows<T>(image, n, tile); rows.first) return rows;
+// A tile of an image that is rows. Only asked for then.
+template <class Wanted, class Element>
+TileRows<Wanted> rows_of(const Image<Element>& image, int64_t n, const Tile& tile) {
+  if constexpr (__is_same(const Wanted, const Element)) {
+    return {image.at(n, 0, 0, tile.col), image.stride_c};
+  } else {
+    return {};
   }
-  if (tile.cols % block_width<T> != 0) fill_zero(scratch.first, image.channels * scratch.distance);
+}
+
+template <class T, class Stored>
+TileRows<const T> staged_rows(const Image<const Stored>& image, int64_t n, const Sweep& sweep,
+                              const Tile& tile, TileRows<T> scratch) {
   const Phase origin{0, 0};
   const PlaneShape shape(sweep, tile);
   stage(image, n, {nullptr, image.channels}, Planes(origin), tile, shape, scratch.first, scratch.distance,
@@ -217,170 +219,196 @@ void write_rows(TileRows<const T> rows, const Finish<T>& finish, const Sweep& sw
           Image<const Stored>{}, image, n);
 }
 
+// Tiles of equal width, no wider than `widest` unless that is less than a tile of registers.
 template <class T>
-int64_t whole_blocks(int64_t pixels) {
-  return divide_up(pixels, block_width<T>) * block_width<T>;
-}
+struct ChainTiles {
+  int64_t pixels, width, count;
+
+  ChainTiles(int64_t all, int64_t widest, int64_t wanted) : pixels(all) {
+    constexpr int64_t unit = tile_vectors(max_tile_rows) * Vec<T>::lanes;
+    const int64_t most = larger(widest / unit, int64_t{1}) * unit;
+    const int64_t needed = widest < pixels ? divide_up(pixels, most) : int64_t{1};
+    width = divide_up(divide_up(pixels, larger(needed, wanted)), unit) * unit;
+    count = divide_up(pixels, width);
+  }
+  Tile tile(int64_t index) const { return {0, index * width, 1, smaller(width, pixels - index * width)}; }
+};
 
 template <class Stored>
 class Chain {
   using T = compute_t<Stored>;
-  static constexpr int64_t buffer_bytes = int64_t{512} << 10;
+  // Half of it where two tensors take turns. Beside the lines of the images it fits the L2.
+  static constexpr int64_t scratch_bytes = int64_t{768} << 10;
 
  public:
-  explicit Chain(const ChainProblem<Stored>& problem) : p_(problem), finish_(p_.activation) {
-    most_channels_ = p_.source.channels;
+  explicit Chain(const ChainProblem<Stored>& problem)
+      : p_(problem),
+        finish_(p_.activation),
+        blocks_(p_.stages, p_.count, p_.dest.batch * p_.sweep->cols),
+        most_channels_(p_.source.channels),
+        source_direct_(is_rows<T>(p_.source)),
+        dest_direct_(is_rows<T>(p_.dest) && is_clamp(p_.activation)) {
+    int current = 0;
     for (int64_t s = 0; s < p_.count; ++s) {
       most_channels_ = larger(most_channels_, p_.stages[s].partition->out_channels);
+      const bool last = s + 1 == p_.count;
+      current = buffer_after(s, current);
+      if (current > 0 && !(last && dest_direct_)) buffers_ = 2;
     }
   }
 
   void run() const {
-    const int64_t pixels = p_.sweep->cols;
-    const int64_t fit = buffer_bytes / (most_channels_ * static_cast<int64_t>(sizeof(T)));
-    const int64_t widest = larger(fit / block_width<T>, int64_t{1}) * block_width<T>;
     const int64_t wanted = p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch) : 1;
-    const int64_t width = whole_blocks<T>(divide_up(pixels, larger(divide_up(pixels, widest), wanted)));
-    const int64_t tiles = divide_up(pixels, width);
-    for_each_item(p_.threads, p_.dest.batch * tiles, [&](int64_t item) {
-      const int64_t first = item % tiles * width;
-      run_tile(item / tiles, {0, first, 1, smaller(width, pixels - first)});
-    });
+    const int64_t fit = scratch_bytes / (buffers_ * most_channels_ * static_cast<int64_t>(sizeof(T)));
+    const ChainTiles<T> tiles(p_.sweep->cols, fit, wanted);
+    for_each_item(p_.threads, p_.dest.batch * tiles.count,
+                  [&](int64_t item) { run_tile(item / tiles.count, tiles.tile(item % tiles.count)); });
   }
 
  private:
+  // Which buffer a stage writes, if it reads `current` or the image.
+  int buffer_after(int64_t s, int current) const {
+    if (s == 0 && source_direct_) return 0;
+    return works_in_place(*p_.stages[s].partition) ? current : 1 - current;
+  }
+
   void run_tile(int64_t n, const Tile& tile) const {
-    const int64_t distance = row_distance<T>(whole_blocks<T>(tile.cols));
+    const int64_t distance = row_distance<T>(tile.cols);
+    StageRows<T> rows(p_.stages, p_.count);
     Workspace space;
-    space.plan<T>(most_channels_ * distance);
-    space.plan<T>(most_channels_ * distance);
+    for (int i = 0; i < buffers_; ++i) space.plan<T>(most_channels_ * distance);
+    rows.plan(space);
     space.open();
     TileRows<T> buffers[2];
-    for (auto& buffer : buffers) buffer = {space.take<T>(most_channels_ * distance), distance};
+    for (int i = 0; i < buffers_; ++i) buffers[i] = {space.take<T>(most_channels_ * distance), distance};
+    rows.open(space);
 
-    BlockJob<T> job{};
-    job.source = read_rows<T>(p_.source, n, *p_.sweep, tile, buffers[0]);
-    job.prefetch = job.source.first != buffers[0].first;
-    TileRows<T> output{};
-    if constexpr (__is_same(Stored, T)) {
-      if (is_clamp(p_.activation)) output = direct_rows<T>(p_.dest, n, tile);
-    }
-    int current = job.prefetch ? 1 : 0;
+    TileRows<const T> source = source_direct_ ? rows_of<const T>(p_.source, n, tile)
+                                              : staged_rows(p_.source, n, *p_.sweep, tile, buffers[0]);
+    MultiplyJob<T> job{};
+    job.length = tile.cols;
+    int current = 0;
     for (int64_t s = 0; s < p_.count; ++s) {
       const bool last = s + 1 == p_.count;
-      if (job.prefetch || !works_in_place(*p_.stages[s].partition)) current = 1 - current;
-      job.dest = last && output.first ? output : buffers[current];
+      current = buffer_after(s, current);
+      const TileRows<T> dest = last && dest_direct_ ? rows_of<T>(p_.dest, n, tile) : buffers[current];
       if (last) {
-        job.bias = p_.bias;
-        job.clamped = output.first && p_.activation != Activation::none;
+        job.clamped = dest_direct_ && p_.activation != Activation::none;
         job.low = finish_.range.low;
         job.high = finish_.range.high;
       }
-      apply_stage(p_.stages[s], job, whole_blocks<T>(tile.cols));
-      job.source = {job.dest.first, job.dest.distance};
-      job.prefetch = false;
+      rows.apply(p_.stages[s], blocks_.of(s), source, dest, last ? p_.bias : nullptr, job);
+      source = {dest.first, dest.distance};
     }
-    if (!output.first) write_rows(job.source, finish_, *p_.sweep, tile, p_.dest, n);
+    if (!dest_direct_) write_rows(source, finish_, *p_.sweep, tile, p_.dest, n);
   }
 
   const ChainProblem<Stored>& p_;
   Finish<T> finish_;
+  ChainBlocks<T> blocks_;
   int64_t most_channels_;
+  bool source_direct_, dest_direct_;
+  int buffers_ = 1;
 };
 
 template <class Stored>
 class ChainGrad {
   using T = compute_t<Stored>;
-  static constexpr int64_t budget = 2 * tile_bytes;
+  static constexpr int64_t scratch_bytes = int64_t{1} << 20;
   // Beyond that the sums across lanes no longer weigh anything; below, they weigh more than anything else.
-  static constexpr int64_t widest = 512, narrowest = 128;
+  static constexpr int64_t widest = 528, narrowest = 144;
 
  public:
-  explicit ChainGrad(const ChainGradProblem<Stored>& problem) : p_(problem) {
-    most_channels_ = p_.source.channels;
-    hidden_rows_ = p_.source.channels;
+  explicit ChainGrad(const ChainGradProblem<Stored>& problem)
+      : p_(problem),
+        blocks_(p_.stages, p_.weight_grad ? p_.count - 1 : 0, p_.source.batch * p_.sweep->cols),
+        most_channels_(p_.source.channels),
+        source_direct_(is_rows<T>(p_.source)),
+        grad_direct_(is_rows<T>(p_.grad)),
+        dest_direct_(is_rows<T>(p_.source_grad)) {
+    if (!source_direct_) hidden_rows_ = p_.source.channels;
     for (int64_t s = 1; s <= p_.count; ++s) {
-      most_channels_ = larger(most_channels_, channels(s));
-      if (s < p_.count) hidden_rows_ += channels(s);
-      entries_ += p_.stages[s - 1].partition->entries();
-      for (int64_t g = 0; g < p_.stages[s - 1].partition->groups; ++g) {
-        const PartitionView& partition = *p_.stages[s - 1].partition;
+      const PartitionView& partition = *p_.stages[s - 1].partition;
+      most_channels_ = larger(most_channels_, partition.out_channels);
+      if (s < p_.count) hidden_rows_ += partition.out_channels;
+      entries_ += partition.entries();
+      for (int64_t g = 0; g < partition.groups; ++g) {
         most_ = larger(most_, larger(partition.inputs.count(g), partition.outputs.count(g)));
       }
     }
+    const int64_t kept = (grad_direct_ ? 0 : 1) + p_.count - (dest_direct_ ? 1 : 0);
+    buffers_ = kept < 2 ? 1 : 2;
   }
 
   void run() const {
-    const int64_t pixels = p_.sweep->cols;
-    const int64_t fit = budget / ((hidden_rows_ + most_channels_) * static_cast<int64_t>(sizeof(T)));
-    const int64_t most = whole_blocks<T>(smaller(larger(fit, narrowest), widest));
-    const int64_t width = whole_blocks<T>(divide_up(pixels, divide_up(pixels, most)));
-    const int64_t tiles = divide_up(pixels, width);
-    const int64_t units = p_.source.batch * tiles;
+    const int64_t channels = hidden_rows_ + buffers_ * most_channels_;
+    const int64_t fit = scratch_bytes / (channels * static_cast<int64_t>(sizeof(T)));
+    const ChainTiles<T> tiles(p_.sweep->cols, smaller(larger(fit, narrowest), widest), 1);
+    const int64_t units = p_.source.batch * tiles.count;
     for_each_item(p_.threads, p_.slices, [&](int64_t slice) {
       for (int64_t unit = units * slice / p_.slices; unit < units * (slice + 1) / p_.slices; ++unit) {
-        const int64_t first = unit % tiles * width;
-        run_tile(slice, unit / tiles, {0, first, 1, smaller(width, pixels - first)});
+        run_tile(slice, unit / tiles.count, tiles.tile(unit % tiles.count));
       }
     });
   }
 
  private:
-  int64_t channels(int64_t s) const {
-    return s == 0 ? p_.source.channels : p_.stages[s - 1].partition->out_channels;
-  }
-
   void run_tile(int64_t slice, int64_t n, const Tile& tile) const {
-    const int64_t length = whole_blocks<T>(tile.cols);
-    const int64_t distance = row_distance<T>(length);
+    const int64_t distance = row_distance<T>(tile.cols);
+    StageRows<T> rows(p_.stages, p_.count);
     Workspace space;
     space.plan<T>(hidden_rows_ * distance);
-    for (int i = 0; i < 2; ++i) space.plan<T>(most_channels_ * distance);
+    for (int i = 0; i < buffers_; ++i) space.plan<T>(most_channels_ * distance);
     space.plan<TileRows<const T>>(p_.count);
     space.plan<const T*>(2 * most_);
     space.plan<int64_t>(most_);
+    rows.plan(space);
     space.open();
     T* scratch = space.take<T>(hidden_rows_ * distance);
     TileRows<T> buffers[2];
-    for (auto& buffer : buffers) buffer = {space.take<T>(most_channels_ * distance), distance};
+    for (int i = 0; i < buffers_; ++i) buffers[i] = {space.take<T>(most_channels_ * distance), distance};
     TileRows<const T>* hidden = space.take<TileRows<const T>>(p_.count);
     const T** pointers = space.take<const T*>(2 * most_);
     int64_t* steps = space.take<int64_t>(most_);
     for (int64_t i = 0; i < most_; ++i) steps[i] = i;
+    rows.open(space);
 
-    BlockJob<T> job{};
+    MultiplyJob<T> job{};
+    job.length = tile.cols;
     if (p_.weight_grad) {
-      hidden[0] = read_rows<T>(p_.source, n, *p_.sweep, tile, TileRows<T>{scratch, distance});
+      if (source_direct_) {
+        hidden[0] = rows_of<const T>(p_.source, n, tile);
+      } else {
+        hidden[0] = staged_rows(p_.source, n, *p_.sweep, tile, TileRows<T>{scratch, distance});
+        scratch += p_.source.channels * distance;
+      }
       for (int64_t s = 1; s < p_.count; ++s) {
-        scratch += channels(s - 1) * distance;
-        job.source = hidden[s - 1];
-        job.dest = {scratch, distance};
-        apply_stage(p_.stages[s - 1], job, length);
+        const ChainStage<T>& stage = p_.stages[s - 1];
+        rows.apply(stage, blocks_.of(s - 1), hidden[s - 1], {scratch, distance}, nullptr, job);
         hidden[s] = {scratch, distance};
+        scratch += stage.partition->out_channels * distance;
       }
     }
 
-    job.source = read_rows<T>(p_.grad, n, *p_.sweep, tile, buffers[0]);
-    TileRows<T> output{};
-    if constexpr (__is_same(Stored, T)) {
-      if (p_.source_grad.data) output = direct_rows<T>(p_.source_grad, n, tile);
-    }
-    int current = 0;
+    int current = grad_direct_ ? 1 : 0;
+    TileRows<const T> grad = grad_direct_ ? rows_of<const T>(p_.grad, n, tile)
+                                          : staged_rows(p_.grad, n, *p_.sweep, tile, buffers[0]);
     int64_t entry = (slice + 1) * entries_;
     for (int64_t s = p_.count; s > 0; --s) {
       const ChainStage<T>& stage = p_.stages[s - 1];
       entry -= stage.partition->entries();
       if (p_.weight_grad) {
-        correlate(stage, job.source, hidden[s - 1], tile.cols, p_.weight_grad + entry, pointers, steps);
+        correlate(stage, grad, hidden[s - 1], tile.cols, p_.weight_grad + entry, pointers, steps);
       }
       if (s == 1 && !p_.source_grad.data) return;
       current = 1 - current;
-      job.dest = s == 1 && output.first ? output : buffers[current];
-      apply_transposed(stage, job, length);
-      job.source = {job.dest.first, job.dest.distance};
+      const TileRows<T> dest =
+          s == 1 && dest_direct_ ? rows_of<T>(p_.source_grad, n, tile) : buffers[current];
+      rows.apply_transposed(stage, grad, dest, job);
+      grad = {dest.first, dest.distance};
     }
-    if (!output.first) {
-      write_rows(job.source, Finish<T>(Activation::none), *p_.sweep, tile, p_.source_grad, n);
+    if (!dest_direct_) {
+      write_rows(grad, Finish<T>(Activation::none), *p_.sweep, tile, p_.source_grad, n);
     }
   }
 
@@ -405,7 +433,10 @@ class ChainGrad {
   }
 
   const ChainGradProblem<Stored>& p_;
-  int64_t entries_ = 0, hidden_rows_, most_channels_, most_ = 1;
+  ChainBlocks<T> blocks_;
+  int64_t most_channels_, hidden_rows_ = 0, entries_ = 0, most_ = 1;
+  bool source_direct_, grad_direct_, dest_direct_;
+  int buffers_;
 };
 
 template <class Stored>

@@ -4,10 +4,11 @@
 // then multiply_rows for every group, then the destination (written directly where it is made of rows,
 // else unstaged). What is decided once per call:
 //   source   direct | staged per group (NCHW) | staged whole (channels_last: all channels of a pixel at once)
-//   dest     direct | sums per group          | sums whole (channels_last, or channels written by two groups)
+//   dest     direct, without the gaps between rows | sums per group          | sums whole (channels_last, or channels written by two groups)
 // If neither side is whole, groups are work items of their own.
 #pragma once
 
+#include "cpu/convolve_lanes.h"
 #include "cpu/convolve_pixels.h"
 #include "cpu/isa/entry.h"
 #include "cpu/multiply.h"
@@ -38,39 +39,98 @@ class Convolution {
     source_direct_ = computes_as_stored && !p_.prologue && is_one_row(sweep_, p_.source);
     source_whole_ = p_.source.channels_last();
     dest_whole_ = p_.dest.channels_last() || accumulate_;
-    dest_direct_ = computes_as_stored && !dest_whole_ && p_.dest.stride_w == 1 && p_.dest.flat() &&
-                   sweep_.halo_cols == 0 && sweep_.dest_step_h == 1 && sweep_.dest_step_w == 1 &&
-                   is_clamp(p_.activation);
+    const bool dest_flat = computes_as_stored && !dest_whole_ && p_.dest.stride_w == 1 && p_.dest.flat() &&
+                           sweep_.dest_step_h == 1 && sweep_.dest_step_w == 1 && is_clamp(p_.activation);
+    dest_direct_ = dest_flat && (sweep_.halo_cols == 0 || sweep_.rows == 1);
     clear_sums_ = dest_whole_ && p_.transposed && (accumulate_ || !p_.partition->inputs_complete);
     for (int64_t g = 0; g < groups_; ++g) {
       most_sources_ = larger(most_sources_, sources_.count(g));
       most_dests_ = larger(most_dests_, dests_.count(g));
     }
     shared_ = p_.coarse ? groups_ : 0;
+    if constexpr (computes_as_stored) {
+      const int64_t depth = p_.partition->entries() * taps_ / larger(p_.dest.channels, int64_t{1});
+      if (dest_direct_ && shared_ == 0) stores_ = stores_to(p_.dest, depth);
+    }
     // The second level is added when the first is done for all groups.
     dest_whole_ = dest_whole_ || (shared_ > 0 && !dest_direct_);
     staged_ = source_direct_ ? 0 : operands_for<Operand>(source_whole_ ? p_.source.channels : most_sources_);
+    dest_gaps_ = has_compress && dest_flat && !dest_direct_ && shared_ == 0 && tiling(0, 1).across == 1;
+    dest_direct_ = dest_direct_ || dest_gaps_;
     summed_ = dest_direct_ ? 0 : dest_whole_ ? p_.dest.channels : most_dests_;
+    source_flat_ = !source_direct_ && sweep_.rows > 1 && tiling(summed_ + shared_, 1).across == 1 &&
+                   stages_vectors<Stored, Operand>(p_.source, planes_, sweep_.cols + sweep_.halo_cols);
   }
 
   void run() const {
     const int64_t groups_at_once = source_whole_ || dest_whole_ || shared_ > 0 ? groups_ : 1;
     const int64_t units = p_.dest.batch * groups_ / groups_at_once;
-    const int64_t wanted = p_.threads.run ? divide_up(pieces_for_threads, units) : 1;
-    const Tiling tiling(sweep_, staged_ * planes_.count, summed_ + shared_, sizeof(T), wanted);
+    const Tiling tiles = tiling(summed_ + shared_, p_.threads.run ? divide_up(pieces_for_threads, units) : 1);
     const Sides<Stored> sides(p_);
     const Weights<Stored, Operand> weights(sides);
     const RowBlocks<Stored, Operand> blocks(sides, shared_ > 0);
-    for_each_item(p_.threads, units * tiling.count, [&](int64_t item) {
-      const int64_t first = item / tiling.count * groups_at_once;
-      run_tile(weights, blocks, first / groups_, tiling.tile(sweep_, item % tiling.count), first % groups_,
-               groups_at_once);
+    const Gaps gaps(*this, tiles.tile(sweep_, 0));
+    for_each_item(p_.threads, units * tiles.count, [&](int64_t item) {
+      const int64_t first = item / tiles.count * groups_at_once;
+      run_tile(weights, blocks, gaps, first / groups_, tiles.tile(sweep_, item % tiles.count),
+               first % groups_, groups_at_once);
     });
   }
 
  private:
-  void run_tile(const Weights<Stored, Operand>& weights, const RowBlocks<Stored, Operand>& blocks, int64_t n,
-                const Tile& tile, int64_t first_group, int64_t group_count) const {
+  // The gaps between rows of a tile's planes and of its sums: tables of all its vectors, or null.
+  class Gaps {
+   public:
+    // `tile`: no other is larger.
+    Gaps(const Convolution& of, const Tile& tile) : shape_(of.sweep_, tile), memory_(plan(of)) {
+      if (space_.bytes() == 0) return;
+      space_.open(memory_);
+      const int64_t all = vectors();
+      if (of.source_flat_) {
+        const int64_t left = -of.planes_.first_col - of.planes_.phases[0].col;
+        list_gaps<T>(source_ = space_.take<GapVector>(all), all, shape_.pitch, left,
+                     left + of.p_.source.width);
+      }
+      if (of.dest_gaps_) list_gaps<T>(dest_ = space_.take<GapVector>(all), all, shape_.pitch, 0, tile.cols);
+    }
+
+    const GapVector* source() const { return source_; }
+    const GapVector* dest() const { return dest_; }
+
+   private:
+    int64_t vectors() const { return divide_up(shape_.size, int64_t{Vec<T>::lanes}); }
+    size_t plan(const Convolution& of) {
+      if (of.source_flat_) space_.plan<GapVector>(vectors());
+      if (of.dest_gaps_) space_.plan<GapVector>(vectors());
+      return space_.bytes();
+    }
+
+    PlaneShape shape_;
+    Workspace space_;
+    SharedScratch memory_;
+    GapVector *source_ = nullptr, *dest_ = nullptr;
+  };
+
+  Tiling tiling(int64_t dest_rows, int64_t wanted) const {
+    return Tiling(sweep_, staged_ * planes_.count, dest_rows, sizeof(T), wanted);
+  }
+
+  void stage_channels([[maybe_unused]] const Gaps& gaps, int64_t n, ChannelSet channels, const Tile& tile,
+                      const PlaneShape& shape, Operand* staged, int64_t distance) const {
+#if defined(__AVX512F__)
+    if constexpr (__is_same(Operand, T)) {
+      if (gaps.source()) {
+        return stage_vectors(p_.source, n, channels, planes_, tile, shape, gaps.source(), staged, distance,
+                             p_.prologue);
+      }
+    }
+#endif
+    stage(p_.source, n, channels, planes_, tile, shape, staged, distance, shape.size, p_.prologue);
+  }
+
+  void run_tile(const Weights<Stored, Operand>& weights, const RowBlocks<Stored, Operand>& blocks,
+                const Gaps& gaps, int64_t n, const Tile& tile, int64_t first_group,
+                int64_t group_count) const {
     const PlaneShape shape(sweep_, tile);
     const int64_t length = tile_length(tile, shape.pitch);
     const int64_t source_distance = row_distance<Operand>(planes_.count * shape.size);
@@ -111,6 +171,9 @@ class Convolution {
     job.dests = dests;
     job.length = length;
     job.accumulate = accumulate_;
+    const bool begins_line = (tile.row * sweep_.cols + tile.col) % Vec<T>::lanes == 0;
+    job.stores = stores_ == Stores::streamed && !begins_line ? Stores::fetched : stores_;
+    job.gaps = gaps.dest();
     if (dest_direct_) {
       job.clamped = p_.activation != Activation::none;
       job.low = finish_.range.low;
@@ -150,8 +213,7 @@ class Convolution {
     for (int64_t g = first_group; g < first_group + group_count; ++g) {
       const int32_t* to = dests_.of(g);
       if (!source_direct_ && !source_whole_) {
-        stage(p_.source, n, {sources_.of(g), sources_.count(g)}, planes_, tile, shape, staged,
-              source_distance, shape.size, p_.prologue);
+        stage_channels(gaps, n, {sources_.of(g), sources_.count(g)}, tile, shape, staged, source_distance);
       }
       job.depth = list_taps(g);
       job.weight = weights.of(g);
@@ -198,6 +260,7 @@ class Convolution {
       unstage(sums, sum_distance, shape.pitch, {nullptr, summed_}, sweep_, tile, finish_, p_.residual,
               p_.dest, n);
     }
+    finish_stores(stores_);
   }
 
   // Only asked for where the image is stored as what is wanted.
@@ -216,7 +279,10 @@ class Convolution {
   Planes planes_;
   int64_t groups_, taps_;
   Finish<T> finish_;
-  bool source_direct_, source_whole_, dest_direct_, dest_whole_, accumulate_, clear_sums_;
+  bool source_direct_, source_whole_, source_flat_;
+  bool dest_direct_, dest_whole_, dest_gaps_;  // dest_gaps_: direct, but for the gaps between rows
+  bool accumulate_, clear_sums_;
+  Stores stores_ = Stores::plain;
   int64_t most_sources_ = 0, most_dests_ = 0;
   int64_t staged_, summed_;  // channels that a tile keeps in scratch
   int64_t shared_;           // channels that every group makes one of and every output reads
@@ -252,6 +318,7 @@ void convolve(const ConvolveProblem<Stored>& problem) {
     if (!problem.prologue && convolve_pairs(problem)) return;
   }
   if (convolve_pixels(problem)) return;
+  if (LaneConvolution<Stored>::suits(problem)) return LaneConvolution<Stored>(problem).run();
   Convolution<Stored>(problem).run();
 }
 

@@ -1,5 +1,5 @@
 // The driver of a sweep between channels_last images: forward pass and input gradient with lanes over
-// destination channels. `Blocks` says how groups share the lanes: wide_blocks.h, small_blocks.h.
+// channels. `Blocks` says over which: wide_blocks.h, small_blocks.h, deep_blocks.h.
 //
 // Prepared once per call, for all tiles and threads: weights packed for the lanes, and where each
 // destination channel is found among the sums. The source is read as pixels.h gives it. The destination is
@@ -8,6 +8,7 @@
 //   else as sums of a few pixels in the groups' order, permuted in L1 on their way out.
 #pragma once
 
+#include "cpu/deep_blocks.h"
 #include "cpu/small_blocks.h"
 #include "cpu/wide_blocks.h"
 #include "cpu/workspace.h"
@@ -158,6 +159,10 @@ bool convolve_wide(const ConvolveProblem<Stored>& problem) {
 
 template <class Stored>
 bool convolve_pixels(const ConvolveProblem<Stored>& problem) {
+  if constexpr (has_permute<compute_t<Stored>>) {
+    using Deep = PixelConvolution<Stored, DeepBlocks<Stored>>;
+    if (Deep::suits(problem)) return Deep(problem).run(), true;
+  }
   if (convolve_wide<compute_t<Stored>>(problem)) return true;
   if constexpr (has_permute<compute_t<Stored>>) {
     using Small = PixelConvolution<Stored, SmallBlocks<Stored>>;

@@ -1,9 +1,11 @@
-// correlate_pixels: sums[j][r] += Σ_pixels source[pixel][j] · grad[pixel][r], the heart of the
-// channels_last weight gradient.
+// correlate_pixels: sums[j][r] += Σ_pixels singles[pixel][j] · vectors[pixel][r], the heart of the
+// channels_last weight gradient. One operand is the input, the other the output's gradient.
 //
-// Lanes are output channels, and a sum stays in its register while the pixels pass: nothing is added up
-// across lanes. Tile: J neighbouring channels of the source × V vectors of the gradient. Each pixel loads V
-// vectors and broadcasts J values for J · V multiply-adds; 14 × 2 with 32 registers, 6 × 2 with 16.
+// Lanes are channels, and a sum stays in its register while the pixels pass: nothing is added up across
+// lanes. Tile: J neighbouring channels of one operand × V vectors of the other. Each pixel loads V vectors and
+// broadcasts J values for J · V multiply-adds; 14 × 2 or 28 × 1 with 32 registers, 6 × 2 or 12 × 1 with 16. A
+// tile's sums begin at zero and are added to what is there, so that rounding grows with the number of tiles and
+// with the pixels of one, not with all pixels.
 #pragma once
 
 #include "cpu/multiply_pixels.h"
@@ -13,17 +15,23 @@ namespace groupconv::cpu {
 namespace {
 
 template <class T>
-struct CorrelatePixelsJob {
-  const T* source;  // first channel of the tile at the first pixel
-  const T* grad;
-  int64_t rows, cols;
-  int64_t source_row, source_pixel, grad_row, grad_pixel;  // distances
-  int64_t channels;                                        // of the gradient, of V · lanes
-  T* sums;                                                 // [J][V · lanes]
+struct PixelOperand {
+  const T* data;       // first channel of the tile at the first pixel
+  int64_t row, pixel;  // distances
 };
 
-// The most source channels that a tile of V vectors takes.
-constexpr int most_channels(int vectors) { return most_pixels(vectors); }
+template <class T>
+struct CorrelatePixelsJob {
+  PixelOperand<T> singles, vectors;
+  int64_t rows, cols;  // pixels
+  int64_t channels;    // of the vectors, of V · lanes
+  T* sums;             // [J][V · lanes]
+};
+
+// The most channels that a tile of V vectors takes one by one.
+constexpr int most_channels(int vectors) {
+  return vector_registers == 32 && vectors == 1 ? 28 : most_pixels(vectors);
+}
 
 template <class T, int V, int J>
 void correlate_pixels(const CorrelatePixelsJob<T>& job) {
@@ -31,32 +39,35 @@ void correlate_pixels(const CorrelatePixelsJob<T>& job) {
   constexpr int lanes = V_::lanes;
   constexpr int width = V * lanes;
   V_ sums[J][V];
-#pragma GCC unroll 16
+#pragma GCC unroll 28
   for (int j = 0; j < J; ++j) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sums[j][v] = V_::load(job.sums + j * width + v * lanes);
+    for (int v = 0; v < V; ++v) sums[j][v] = zero<T>();
   }
   const auto mask = V_::first(job.channels - (V - 1) * lanes);
   for (int64_t row = 0; row < job.rows; ++row) {
-    const T* x = job.source + row * job.source_row;
-    const T* grad = job.grad + row * job.grad_row;
-    for (int64_t col = 0; col < job.cols; ++col, x += job.source_pixel, grad += job.grad_pixel) {
-      V_ g[V];
+    const T* x = job.singles.data + row * job.singles.row;
+    const T* y = job.vectors.data + row * job.vectors.row;
+    for (int64_t col = 0; col < job.cols; ++col, x += job.singles.pixel, y += job.vectors.pixel) {
+      V_ vectors[V];
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v)
-        g[v] = v == V - 1 ? V_::load(grad + v * lanes, mask) : V_::load(grad + v * lanes);
-#pragma GCC unroll 16
+        vectors[v] = v == V - 1 ? V_::load(y + v * lanes, mask) : V_::load(y + v * lanes);
+#pragma GCC unroll 28
       for (int j = 0; j < J; ++j) {
         const V_ value = V_::broadcast(x[j]);
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sums[j][v] = multiply_add(g[v], value, sums[j][v]);
+        for (int v = 0; v < V; ++v) sums[j][v] = multiply_add(vectors[v], value, sums[j][v]);
       }
     }
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 28
   for (int j = 0; j < J; ++j) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sums[j][v].store(job.sums + j * width + v * lanes);
+    for (int v = 0; v < V; ++v) {
+      T* sum = job.sums + j * width + v * lanes;
+      (V_::load(sum) + sums[j][v]).store(sum);
+    }
   }
 }
 

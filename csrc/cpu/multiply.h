@@ -15,6 +15,8 @@
 #pragma once
 
 #include "cpu/pair.h"
+#include "cpu/row_gaps.h"
+#include "cpu/stores.h"
 #include "cpu/strides.h"
 #include "cpu/vec.h"
 
@@ -39,6 +41,8 @@ struct MultiplyJob {
   bool accumulate;  // add to what dests hold
   bool clamped;
   sum_t<T> low, high;
+  Stores stores;          // streamed: dests begin lines
+  const GapVector* gaps;  // null, or of all vectors: dests and residuals have no gaps, and do not accumulate
 };
 
 constexpr int max_tile_rows = vector_registers == 32 ? 8 : 4;
@@ -65,6 +69,52 @@ GROUPCONV_INLINE void prefetch_next(const T* source) {
   for (int v = V; v < 2 * V; ++v) __builtin_prefetch(source + v * Vec<T>::lanes);
 }
 
+template <class T, int R, int V>
+GROUPCONV_INLINE void clamp_sums(const MultiplyJob<T>& job, Vec<sum_t<T>> (&sums)[R][V]) {
+  using Sum = Vec<sum_t<T>>;
+  const Sum low = Sum::broadcast(job.low), high = Sum::broadcast(job.high);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sums[r][v] = clamp(low, high, sums[r][v]);
+  }
+}
+
+#if defined(__AVX512F__)
+template <class T, int R, int V, bool Tail>
+GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T>& job, Vec<sum_t<T>> (&sums)[R][V], int64_t row,
+                                         int64_t pixel, typename Vec<T>::Mask tail) {
+  using Sum = Vec<sum_t<T>>;
+  typename Sum::Mask taken[V], present[V];
+  int64_t at[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) {
+    const GapVector& gap = job.gaps[pixel / Sum::lanes + v];
+    const uint32_t lanes = Tail && v == V - 1 ? gap.lanes & tail : gap.lanes;
+    taken[v] = Sum::from_bits(lanes);
+    present[v] = Sum::first(__builtin_popcount(lanes));
+    at[v] = gap.before;
+  }
+  if (job.residuals) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        sums[r][v] = sums[r][v] + expand(Sum::load(job.residuals[row + r] + at[v], present[v]), taken[v]);
+      }
+    }
+  }
+  if (job.clamped) clamp_sums<T, R, V>(job, sums);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      compress(sums[r][v], taken[v]).store(job.dests[row + r] + at[v], present[v]);
+    }
+  }
+}
+#endif
+
 template <class T, int R, int V, bool Adjacent, bool Tail, bool Prefetch>
 void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
                    typename Vec<T>::Mask tail) {
@@ -81,6 +131,14 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
     const Sum start = job.bias ? Sum::broadcast(job.bias[row + r]) : zero<sum_t<T>>();
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sums[r][v] = start;
+  }
+
+  if (!Tail && job.stores == Stores::fetched) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) __builtin_prefetch(job.dests[row + r] + pixel + v * lanes, 1);
+    }
   }
 
   const int64_t depth = job.depth;
@@ -103,6 +161,9 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
     }
   }
 
+#if defined(__AVX512F__)
+  if (job.gaps) return store_without_gaps<T, R, V, Tail>(job, sums, row, pixel, tail);
+#endif
   const auto add_rows = [&](const sum_t<T>* const* rows) GROUPCONV_INLINE_LAMBDA {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -112,12 +173,15 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
   };
   if (job.accumulate) add_rows(job.dests);
   if (job.residuals) add_rows(job.residuals);
-  if (job.clamped) {
-    const Sum low = Sum::broadcast(job.low), high = Sum::broadcast(job.high);
+  if (job.clamped) clamp_sums<T, R, V>(job, sums);
+  if constexpr (!Tail && fills_lines<sum_t<T>>) {
+    if (job.stores == Stores::streamed) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[r][v] = clamp(low, high, sums[r][v]);
+        for (int v = 0; v < V; ++v) sums[r][v].stream(job.dests[row + r] + pixel + v * lanes);
+      }
+      return;
     }
   }
 #pragma GCC unroll 8
@@ -203,7 +267,13 @@ class ColumnMultiply {
            (depth_contiguous || job.weight_row_stride == 1);
   }
 
-  ColumnMultiply(const MultiplyJob<T>& job, int64_t pixel) : job_(job), pixel_(pixel) {
+  ColumnMultiply(const MultiplyJob<T>& job, int64_t pixel) : job_(job), place_(pixel) {
+    if (job.gaps) {
+      const GapVector& gap = job.gaps[pixel / lanes];
+      const uint32_t lane = uint32_t{1} << (pixel % lanes);
+      if (!(gap.lanes & lane)) return;
+      place_ = gap.before + __builtin_popcount(gap.lanes & (lane - 1));
+    }
     for (int64_t j = 0; j < job.depth; ++j) job.column[j] = job.sources[j][pixel];
     if (job.weight_row_stride == 1) {
       for (int64_t row = 0; row < job.rows; row += lanes) over_rows(row);
@@ -261,10 +331,10 @@ class ColumnMultiply {
   }
 
   void finish(int64_t row, sum_t<T> sum) const {
-    sum_t<T>* dest = job_.dests[row] + pixel_;
+    sum_t<T>* dest = job_.dests[row] + place_;
     if (job_.bias) sum += job_.bias[row];
     if (job_.accumulate) sum += *dest;
-    if (job_.residuals) sum += job_.residuals[row][pixel_];
+    if (job_.residuals) sum += job_.residuals[row][place_];
     if (job_.clamped) {
       sum = sum < job_.low ? job_.low : sum;  // false for NaN, which passes through
       sum = sum > job_.high ? job_.high : sum;
@@ -273,7 +343,7 @@ class ColumnMultiply {
   }
 
   const MultiplyJob<T>& job_;
-  int64_t pixel_;
+  int64_t place_;  // of the pixel in dests and residuals
 };
 
 template <class T>

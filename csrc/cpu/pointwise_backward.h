@@ -20,7 +20,9 @@ class PointwiseBackward {
         inputs_(p_.partition->inputs),
         outputs_(p_.partition->outputs),
         pixels_(p_.grad.width),
-        clamp_(p_.activation) {}
+        clamp_(p_.activation),
+        stores_(
+            stores_to(p_.input_grad, p_.partition->entries() / larger(p_.input_grad.channels, int64_t{1}))) {}
 
   void run() const {
     for_each_item(p_.threads, p_.slices * p_.partition->groups,
@@ -99,7 +101,9 @@ class PointwiseBackward {
     to_input.dests = dests;
     to_input.rows = ins;
     to_input.length = tile.pixels;
+    to_input.stores = stores_;
     multiply_rows(to_input);
+    finish_stores(stores_);
   }
 
   // One channel of the gradient under the clamp, and its part of the bias's gradient.
@@ -123,6 +127,7 @@ class PointwiseBackward {
   ChannelLists inputs_, outputs_;
   int64_t pixels_;
   ClampGrad<T> clamp_;
+  Stores stores_;
 };
 
 // Only of what is stored in the type that is computed in: rows are read where they lie.

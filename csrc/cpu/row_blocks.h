@@ -11,6 +11,15 @@
 namespace groupconv::cpu {
 namespace {
 
+// What a group takes in blocks.
+GROUPCONV_INLINE int64_t size_in_blocks(int64_t rows, int64_t depth) {
+  return divide_up(rows, max_tile_rows) * max_tile_rows * depth;
+}
+GROUPCONV_INLINE bool worth_blocks(int64_t pixels, int64_t bytes) {
+  constexpr int64_t enough_pixels = 128, most_bytes = 1 << 20;
+  return pixels >= enough_pixels && bytes <= most_bytes;
+}
+
 // Rows of `depth` neighbours, `distance` apart, in blocks of those that multiply_rows takes at a time. Returns the end.
 template <class Stored, class T>
 T* bring_into_blocks(const Stored* rows, int64_t distance, int64_t count, int64_t depth, T* to) {
@@ -47,16 +56,17 @@ class RowBlocks {
 
  private:
   size_t plan() {
-    constexpr int64_t enough_pixels = 128, most_bytes = 1 << 20;
     const auto& p = sides_.problem;
     const int64_t pixels = p.dest.batch * p.sweep->rows * p.sweep->cols;
-    if (channels_in<Operand> > 1 || p.transposed || pixels < enough_pixels) return 0;
+    // An input gradient's weights lie so already where they have no window.
+    const bool as_they_lie = p.transposed && p.window_area == 1;
+    if (channels_in<Operand> > 1 || as_they_lie) return 0;
     int64_t size = 0;
     for (int64_t g = 0; g < sides_.groups; ++g) {
       depth_ = larger(depth_, depth(g));
-      size += divide_up(rows(g), max_tile_rows) * max_tile_rows * depth(g);
+      size += size_in_blocks(rows(g), depth(g));
     }
-    if (size * static_cast<int64_t>(sizeof(Operand)) > most_bytes) return 0;
+    if (!worth_blocks(pixels, size * static_cast<int64_t>(sizeof(Operand)))) return 0;
     size_ = size;
     space_.plan<Operand>(size_);
     space_.plan<const Operand*>(sides_.groups);
@@ -72,27 +82,24 @@ class RowBlocks {
     const int64_t count = rows(group), step = sides_.dest_step(group);
     const Operand* from =
         sides_.weight(group) + (shared_ ? sides_.sources.offsets[group] * p.window_area : 0);
-    if (every_tap()) return bring_into_blocks(from, step, count, step, to);
+    const bool every = sides_.every_tap();
+    if (every && !p.transposed) return bring_into_blocks(from, step, count, step, to);
     for (int64_t row = 0; row < count; row += max_tile_rows, from += max_tile_rows * step) {
       const int64_t present = smaller<int64_t>(max_tile_rows, count - row);
       for (int64_t i = 0; i < sides_.sources.count(group); ++i) {
+        const Operand* windows = from + i * sides_.source_step(group);
+        if (every) {
+          to = bring_into_blocks(windows, step, present, p.window_area, to);
+          continue;
+        }
         for (const Tap& tap : p.sweep->taps) {
-          const Operand* column = from + i * p.window_area + tap.weight;
+          const Operand* column = windows + tap.weight;
           for (int64_t r = 0; r < present; ++r) to[r] = column[r * step];
           to += max_tile_rows;
         }
       }
     }
     return to;
-  }
-
-  // The sweep visits the whole window, in its order.
-  bool every_tap() const {
-    const auto& taps = sides_.problem.sweep->taps;
-    for (int64_t t = 0; t < sides_.taps; ++t) {
-      if (taps[static_cast<size_t>(t)].weight != t) return false;
-    }
-    return sides_.taps == sides_.problem.window_area;
   }
 
   const Sides<Stored>& sides_;

@@ -33,8 +33,26 @@ struct Sides {
   int64_t source_step(int64_t group) const {
     return problem.window_area * (problem.transposed ? problem.partition->inputs.count(group) : 1);
   }
+  // The sweep visits the whole window, in its order.
+  bool every_tap() const {
+    for (int64_t t = 0; t < taps; ++t) {
+      if (problem.sweep->taps[static_cast<size_t>(t)].weight != t) return false;
+    }
+    return taps == problem.window_area;
+  }
   T bias(int64_t dest) const { return problem.bias ? problem.bias[dest] : T(0); }
 };
+
+// The destination channels of every group are neighbours, in ascending order.
+template <class Stored>
+bool writes_neighbours(const Sides<Stored>& sides) {
+  for (int64_t g = 0; g < sides.groups; ++g) {
+    for (int64_t r = 1; r < sides.dests.count(g); ++r) {
+      if (sides.dests.of(g)[r] != sides.dests.of(g)[r - 1] + 1) return false;
+    }
+  }
+  return true;
+}
 
 }  // namespace
 }  // namespace groupconv::cpu

@@ -13,6 +13,7 @@
 #include "cpu/convert.h"
 #include "cpu/pair.h"
 #include "cpu/prologue.h"
+#include "cpu/row_gaps.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
@@ -351,6 +352,51 @@ void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, con
   }
   copy_planes(image, n, channels, planes, tile, shape, scratch, channel_distance, plane_distance, prologue);
 }
+
+// A flat image of whose rows the planes hold all columns, read one pixel after another: one plane, and not
+// channels_last.
+template <class Stored, class T>
+GROUPCONV_INLINE bool stages_vectors(const Image<const Stored>& image, const Planes& planes, int64_t pitch) {
+  if (!has_compress || !in_vectors<Stored> || channels_in<T> > 1 || !__is_same(T, compute_t<Stored>))
+    return false;
+  if (planes.count != 1 || planes.step_h != 1 || planes.step_w != 1) return false;
+  const int64_t left = planes.first_col + planes.phases[0].col;
+  return !image.channels_last() && image.stride_w == 1 && image.flat() && left <= 0 &&
+         left + pitch >= image.width;
+}
+
+#if defined(__AVX512F__)
+// As stage() does it, row ends and padding by the vector: `gaps` says which columns of a row of `shape` lie in the
+// image.
+template <class Stored, class T>
+void stage_vectors(const Image<const Stored>& image, int64_t n, ChannelSet channels, const Planes& planes,
+                   const Tile& tile, const PlaneShape& shape, const GapVector* gaps, T* scratch,
+                   int64_t channel_distance, const Prologue<T>& prologue) {
+  const int64_t top = planes.first_row + tile.row + planes.phases[0].row;
+  const Inside rows(top, shape.rows, 1, 0, image.height);
+  const int64_t begin = rows.begin * shape.pitch, length = rows.end * shape.pitch - begin;
+  for (int64_t i = 0; i < channels.count; ++i, scratch += channel_distance) {
+    const Stored* from = image.at(n, channels[i], top + rows.begin, 0);
+    T* to = scratch + begin;
+    fill_zero(scratch, begin);
+    const auto copy = [&](auto prepare) GROUPCONV_INLINE_LAMBDA {
+      const GapVector* gap = gaps;
+      for_each_vector<T>(length, [&](int64_t at, auto stored) GROUPCONV_INLINE_LAMBDA {
+        const uint32_t lanes = gap->lanes & stored;
+        const Vec<T> x = Vec<T>::load(from + gap->before, Vec<T>::first(__builtin_popcount(lanes)));
+        expand(prepare(x), Vec<T>::from_bits(lanes)).store(to + at, stored);
+        ++gap;
+      });
+    };
+    if (prologue) {
+      copy(affine_of(prologue, channels[i]));
+    } else {
+      copy([](Vec<T> x) GROUPCONV_INLINE_LAMBDA { return x; });
+    }
+    fill_zero(to + length, shape.size - begin - length);
+  }
+}
+#endif
 
 template <class T>
 struct Finish {

@@ -63,6 +63,9 @@ struct Vec<float> {
     return {_mm512_maskz_permutexvar_ps(m, index, x.v)};
   }
   GROUPCONV_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+  GROUPCONV_INLINE void stream(float* p) const {
+    _mm512_stream_ps(p, v);
+  }  // past the caches, to a whole line
   GROUPCONV_INLINE void store(float* p, Mask m) const { _mm512_mask_storeu_ps(p, m, v); }
   // bfloat16 numbers, widened and rounded on the way.
   static GROUPCONV_INLINE Vec load(const BFloat16* p) { return widened(_mm256_loadu_si256(as_words(p))); }
@@ -79,6 +82,9 @@ struct Vec<float> {
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   // Zero where the mask is not set.
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_ps(m, x.v)}; }
+  // The masked lanes next to each other from the first on, and back; zero elsewhere.
+  friend GROUPCONV_INLINE Vec compress(Vec x, Mask m) { return {_mm512_maskz_compress_ps(m, x.v)}; }
+  friend GROUPCONV_INLINE Vec expand(Vec x, Mask m) { return {_mm512_maskz_expand_ps(m, x.v)}; }
   // Elements 0, 2, 4, … of the two together.
   friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -136,12 +142,17 @@ struct Vec<double> {
                                      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), p, 8)};
   }
   GROUPCONV_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
+  GROUPCONV_INLINE void stream(double* p) const {
+    _mm512_stream_pd(p, v);
+  }  // past the caches, to a whole line
   GROUPCONV_INLINE void store(double* p, Mask m) const { _mm512_mask_storeu_pd(p, m, v); }
   GROUPCONV_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_pd(m, x.v)}; }
+  friend GROUPCONV_INLINE Vec compress(Vec x, Mask m) { return {_mm512_maskz_compress_pd(m, x.v)}; }
+  friend GROUPCONV_INLINE Vec expand(Vec x, Mask m) { return {_mm512_maskz_expand_pd(m, x.v)}; }
   friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
     return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b.v)};
   }
@@ -290,6 +301,13 @@ struct Vec {
   friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {low.v > x.v ? low.v : x.v}; }
 };
 
+#endif
+
+// Whether there are compress and expand.
+#if defined(__AVX512F__)
+constexpr bool has_compress = true;
+#else
+constexpr bool has_compress = false;
 #endif
 
 // Whether a vector's lanes can be brought into any order.

@@ -13,6 +13,7 @@
 #include "cpu/correlate.h"
 #include "cpu/isa/entry.h"
 #include "cpu/pointwise_grad.h"
+#include "cpu/weight_grad_lanes.h"
 #include "cpu/weight_grad_pixels.h"
 #include "cpu/workspace.h"
 
@@ -206,6 +207,7 @@ template <class Stored>
 void weight_grad(const WeightGradProblem<Stored>& problem) {
   if (GROUPCONV_ISA::Kernels<Stored>::depthwise_grad(problem)) return;
   if (PixelWeightGrad<Stored>::suits(problem)) return PixelWeightGrad<Stored>(problem).run();
+  if (LaneWeightGrad<Stored>::suits(problem)) return LaneWeightGrad<Stored>(problem).run();
   if (PointwiseGrad<Stored>::suits(problem)) return PointwiseGrad<Stored>(problem).run();
   if constexpr (multiplies_stored<Stored>) {
     // Neighbouring pixels of rows are pairs as they lie; channels_last has to be transposed, and is widened.

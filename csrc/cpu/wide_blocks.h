@@ -46,15 +46,7 @@ class WideBlocks {
 
   int64_t sums() const { return sums_; }
 
-  // Neighbouring channels in every group.
-  bool writes_runs() const {
-    for (int64_t g = 0; g < sides_.groups; ++g) {
-      for (int64_t r = 1; r < sides_.dests.count(g); ++r) {
-        if (sides_.dests.of(g)[r] != sides_.dests.of(g)[r - 1] + 1) return false;
-      }
-    }
-    return true;
-  }
+  bool writes_runs() const { return writes_neighbours(sides_); }
 
   void plan(Workspace& shared) const {
     shared.plan<X>(weights_);

@@ -1,0 +1,15 @@
+// What kernels have to know of the processor's caches to choose how they store.
+#pragma once
+
+#include <cstdint>
+
+namespace groupconv::cpu {
+
+struct Caches {
+  int64_t own;  // a core's largest one that is its own, in bytes
+  int64_t far;  // what is written to more memory than that is best written past all caches
+};
+
+const Caches& caches();
+
+}  // namespace groupconv::cpu

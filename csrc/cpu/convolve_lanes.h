@@ -1,0 +1,199 @@
+// The driver of a window's convolution and input gradient between NCHW images with lanes over destination channels
+// (multiply_lanes.h).
+//
+// Groups are the outer loop: a group's weights are brought into lanes once for all images. Of each tile the planes of
+// the group's sources are staged as in convolve.h; sums of 28 pixels, which follow each other in the image, are
+// transposed and leave for it with residual and clamp.
+#pragma once
+
+#include "cpu/multiply_lanes.h"
+#include "cpu/pixels.h"
+#include "cpu/sides.h"
+#include "cpu/transpose.h"
+#include "cpu/workspace.h"
+
+namespace groupconv::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+template <class Stored>
+class LaneConvolution {
+  using T = compute_t<Stored>;
+  static constexpr int64_t lanes = Vec<T>::lanes;
+  static constexpr int64_t most_pixels = 28;
+
+ public:
+  static bool suits(const ConvolveProblem<Stored>& p) {
+    // Below this depth transposing the sums, and below so many pixels the weights, takes more than lanes gain.
+    constexpr int64_t least_depth = 64, least_pixels = 128;
+    constexpr int64_t most_bytes = 512 << 10;  // of a group's weights, in every thread's scratch
+    const Sweep& sweep = *p.sweep;
+    const Sides<Stored> sides(p);
+    if (p.coarse || sides.taps < 2 || sweep.rows < 2 || most_rows(sweep.cols) == 0) return false;
+    if (!stages_vectors<Stored, T>(p.source, Planes(sweep), sweep.cols + sweep.halo_cols)) return false;
+    if (p.dest.channels_last() || p.dest.stride_w != 1 || !p.dest.flat() || !is_clamp(p.activation))
+      return false;
+    if (sweep.dest_step_h != 1 || sweep.dest_step_w != 1 || (p.transposed && p.partition->inputs_overlap))
+      return false;
+    const int64_t pixels = p.dest.batch * sweep.rows * sweep.cols;
+    if (pixels < least_pixels || !fills_lanes<T>(sides.dests, sides.groups)) return false;
+    for (int64_t g = 0; g < sides.groups; ++g) {
+      if (weights_of(sides, g) * static_cast<int64_t>(sizeof(T)) > most_bytes) return false;
+    }
+    return p.partition->entries() * sides.taps >= least_depth * sides.dests.offsets[sides.groups];
+  }
+
+  explicit LaneConvolution(const ConvolveProblem<Stored>& problem)
+      : p_(problem),
+        sweep_(*problem.sweep),
+        sides_(problem),
+        planes_(sweep_),
+        range_(clamp_range<T>(p_.activation)) {
+    for (int64_t g = 0; g < sides_.groups; ++g)
+      most_sources_ = larger(most_sources_, sides_.sources.count(g));
+  }
+
+  void run() const {
+    const Tiling tiles = tiling();
+    const PlaneShape shape(sweep_, tiles.tile(sweep_, 0));  // no tile is larger
+    const int64_t vectors = divide_up(shape.size, lanes), left = -planes_.first_col - planes_.phases[0].col;
+    Workspace shared;
+    shared.plan<GapVector>(vectors);
+    const SharedScratch memory(shared.bytes());
+    shared.open(memory);
+    GapVector* gaps = shared.take<GapVector>(vectors);
+    list_gaps<T>(gaps, vectors, shape.pitch, left, left + p_.source.width);
+
+    // Every cut gives the same sums; one for each thread or two pack the weights least often.
+    const int64_t units = p_.dest.batch * tiles.count;
+    const int64_t wanted = p_.threads.count > 1 ? divide_up(4 * p_.threads.count, sides_.groups) : 1;
+    const int64_t slices = smaller(units, wanted);
+    for_each_item(p_.threads, sides_.groups * slices, [&](int64_t item) {
+      const int64_t slice = item % slices;
+      run_units(item / slices, tiles, shape, gaps, units * slice / slices, units * (slice + 1) / slices);
+    });
+  }
+
+ private:
+  static int64_t weights_of(const Sides<Stored>& sides, int64_t group) {
+    return sides.sources.count(group) * sides.taps * divide_up(sides.dests.count(group), lanes) * lanes;
+  }
+  // Rows that a tile of registers takes are never cut.
+  Tiling tiling() const { return Tiling(sweep_, most_sources_, 0, sizeof(T), 1); }
+
+  void run_units(int64_t group, const Tiling& tiles, const PlaneShape& largest, const GapVector* gaps,
+                 int64_t begin, int64_t end) const {
+    const int64_t count = sides_.sources.count(group), rows = sides_.dests.count(group);
+    const int64_t depth = count * sides_.taps, width = divide_up(rows, lanes) * lanes;
+    const int64_t distance = row_distance<T>(largest.size);
+    Workspace space;
+    space.plan<T>(weights_of(sides_, group));
+    space.plan<T>(width);
+    space.plan<T>(count * distance);
+    space.plan<T>(divide_up(most_pixels, lanes) * lanes * lanes);
+    space.plan<const T*>(depth);
+    space.open();
+    T* weight = space.take<T>(weights_of(sides_, group));
+    T* bias = space.take<T>(width);
+    T* staged = space.take<T>(count * distance);
+    T* sums = space.take<T>(divide_up(most_pixels, lanes) * lanes * lanes);
+    const T** sources = space.take<const T*>(depth);
+
+    for (int64_t first = 0; first < rows; first += lanes) pack(group, first, weight + first * depth);
+    for (int64_t r = 0; r < width; ++r) bias[r] = r < rows ? sides_.bias(sides_.dests.of(group)[r]) : T(0);
+    for (int64_t i = 0, j = 0; i < count; ++i) {
+      for (const Tap& tap : sweep_.taps)
+        sources[j++] = staged + i * distance + tap.row * largest.pitch + tap.col;
+    }
+
+    LanesJob<T> job{};
+    job.sources = sources;
+    job.depth = depth;
+    job.pitch = largest.pitch;
+    job.sums = sums;
+    const ChannelSet channels{sides_.sources.of(group), count};
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const Tile tile = tiles.tile(sweep_, unit % tiles.count);
+      const int64_t n = unit / tiles.count;
+      stage_vectors(p_.source, n, channels, planes_, tile, PlaneShape(sweep_, tile), gaps, staged, distance,
+                    p_.prologue);
+      for (int64_t first = 0; first < rows; first += lanes) {
+        job.weight = weight + first * depth;
+        job.bias = bias + first;
+        run_rows(job, n, tile, sides_.dests.of(group) + first, smaller(lanes, rows - first));
+      }
+    }
+  }
+
+  // weights[j][lane]: of `lanes` destinations from `first` on, zero where none is.
+  void pack(int64_t group, int64_t first, T* weights) const {
+    const int64_t count = sides_.sources.count(group), row = sides_.dest_step(group),
+                  step = sides_.source_step(group);
+    const int64_t present = smaller(lanes, sides_.dests.count(group) - first);
+    const T* from = sides_.weight(group) + first * row;
+    if (present < lanes) fill_zero(weights, count * sides_.taps * lanes);
+    for (int64_t i = 0; i < count; ++i, from += step, weights += sides_.taps * lanes) {
+      if (sides_.every_tap()) {
+        transpose_in(from, row, present, sides_.taps, weights, lanes);
+        continue;
+      }
+      for (int64_t t = 0; t < sides_.taps; ++t) {
+        const T* column = from + sweep_.taps[static_cast<size_t>(t)].weight;
+        for (int64_t r = 0; r < present; ++r) weights[t * lanes + r] = column[r * row];
+      }
+    }
+  }
+
+  void run_rows(LanesJob<T> job, int64_t n, const Tile& tile, const int32_t* channels, int64_t count) const {
+    Stored* dests[lanes];
+    const Stored* residuals[lanes];
+    for (int64_t r = 0; r < count; ++r) {
+      dests[r] = p_.dest.at(n, channels[r], tile.row, 0);
+      residuals[r] = p_.residual.data ? p_.residual.at(n, channels[r], tile.row, 0) : nullptr;
+    }
+    const int64_t at_once = most_rows(tile.cols);
+    for (int64_t row = 0; row < tile.rows; row += at_once) {
+      const int64_t rows = smaller(at_once, tile.rows - row);
+      job.offset = row * job.pitch;
+      multiply_lanes(job, tile.cols, rows);
+      finish(job.sums, rows * tile.cols, row * tile.cols, dests, residuals, count);
+    }
+  }
+
+  // `pixels` sums of all lanes to the pixels of `count` channels from the `at`-th on.
+  void finish(const T* sums, int64_t pixels, int64_t at, Stored* const* dests, const Stored* const* residuals,
+              int64_t count) const {
+    const auto low = Vec<T>::broadcast(range_.low), high = Vec<T>::broadcast(range_.high);
+    for (int64_t p = 0; p < pixels; p += lanes) {
+      const auto mask = Vec<T>::first(smaller(lanes, pixels - p));
+      Vec<T> block[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) block[i] = Vec<T>::load(sums + (p + i) * lanes);
+      transpose(block);
+#pragma GCC unroll 16
+      for (int r = 0; r < lanes; ++r) {
+        if (r >= count) break;
+        if (p_.residual.data) block[r] = block[r] + Vec<T>::load(residuals[r] + at + p, mask);
+        clamp(low, high, block[r]).store(dests[r] + at + p, mask);
+      }
+    }
+  }
+
+  const ConvolveProblem<Stored>& p_;
+  const Sweep& sweep_;
+  Sides<Stored> sides_;
+  Planes planes_;
+  ClampRange<T> range_;
+  int64_t most_sources_ = 0;
+};
+#else
+template <class Stored>
+struct LaneConvolution {
+  explicit LaneConvolution(const ConvolveProblem<Stored>&) {}
+  static bool suits(const ConvolveProblem<Stored>&) { return false; }
+  void run() const {}
+};
+#endif
+
+}  // namespace
+}  // namespace groupconv::cpu

@@ -132,6 +132,10 @@ class LaneConvolution {
     const int64_t present = smaller(lanes, sides_.dests.count(group) - first);
     const T* from = sides_.weight(group) + first * row;
     if (present < lanes) fill_zero(weights, count * sides_.taps * lanes);
+    if (sides_.every_tap() && step == sides_.taps) {  // what is summed over lies in one run
+      transpose_in(from, row, present, count * sides_.taps, weights, lanes);
+      return;
+    }
     for (int64_t i = 0; i < count; ++i, from += step, weights += sides_.taps * lanes) {
       if (sides_.every_tap()) {
         transpose_in(from, row, present, sides_.taps, weights, lanes);

@@ -33,6 +33,7 @@ __all__ = [
     "before_activation",
     "convolve",
     "input_grad",
+    "quick_to_apply",
     "wants_grad",
     "weight_grad",
 ]
@@ -117,7 +118,7 @@ def wants_grad(*tensors: torch.Tensor | None) -> bool:
     return False
 
 
-def _quick_to_apply(
+def quick_to_apply(
     function: type[torch.autograd.Function],
 ) -> type[torch.autograd.Function]:
     """Spare every call a third: ``apply`` asks for the signature of ``forward`` each time."""
@@ -126,7 +127,7 @@ def _quick_to_apply(
     return function
 
 
-@_quick_to_apply
+@quick_to_apply
 class _Convolution(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -177,7 +178,7 @@ class _Convolution(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, grad if need_residual else None, *(None,) * 4
 
 
-@_quick_to_apply
+@quick_to_apply
 class _InputGrad(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -213,7 +214,7 @@ class _InputGrad(torch.autograd.Function):
         return by_grad, by_weight, *(None,) * 5
 
 
-@_quick_to_apply
+@quick_to_apply
 class _WeightGrad(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -26,6 +26,7 @@ from .autograd import (
     before_activation,
     convolve,
     input_grad,
+    quick_to_apply,
     wants_grad,
     weight_grad,
 )
@@ -229,6 +230,7 @@ def _in_one_pass(
     return _NATIVE_CHAIN if native else None
 
 
+@quick_to_apply
 class _Chain(torch.autograd.Function):
     generate_vmap_rule = True
 

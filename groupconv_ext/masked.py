@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _ops
 from ._ops import is_channels_last
-from .autograd import Grad
+from .autograd import Grad, quick_to_apply
 from .operations import NATIVE_LABELLED, LabelledOperations
 from .partition import Partition
 from .window import Window
@@ -43,6 +43,7 @@ def pack(
     return packed
 
 
+@quick_to_apply
 class _Pack(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -60,6 +61,7 @@ class _Pack(torch.autograd.Function):
         return unpacked, None, None
 
 
+@quick_to_apply
 class _Unpack(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -99,6 +101,7 @@ def labelled_weight(
     return product
 
 
+@quick_to_apply
 class _LabelledWeight(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -202,6 +205,7 @@ def flgc_convolve(
     return y
 
 
+@quick_to_apply
 class _FlgcConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -296,6 +300,7 @@ def mask_kronecker(
     return product
 
 
+@quick_to_apply
 class _KroneckerWeight(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -339,6 +344,7 @@ def dgconv_convolve(
     return y
 
 
+@quick_to_apply
 class _DgconvConvolution(torch.autograd.Function):
     @staticmethod
     def forward(

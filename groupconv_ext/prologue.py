@@ -20,7 +20,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import _ops, reference
-from .autograd import before_activation, input_grad, wants_grad, weight_grad
+from .autograd import before_activation, input_grad, quick_to_apply, wants_grad, weight_grad
 from .operations import NATIVE_OPERATIONS, Before, Operations
 from .partition import Partition
 from .window import Window
@@ -106,6 +106,7 @@ def convolve_after(
 Grad: TypeAlias = torch.Tensor | None
 
 
+@quick_to_apply
 class _PrologueConvolution(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ._ops import is_channels_last
-from .autograd import convolve, input_grad, wants_grad, weight_grad
+from .autograd import convolve, input_grad, quick_to_apply, wants_grad, weight_grad
 from .backends import Call, choose, device_name
 from .backends.choice import best_way
 from .backends.measure import measure_calls
@@ -222,6 +222,7 @@ def _fastest(
 _ONE_BY_ONE = "one by one"
 
 
+@quick_to_apply
 class _TwoLevel(torch.autograd.Function):
     """y and z; z for the backward pass, which differentiates the three convolutions."""
 

@@ -111,6 +111,36 @@ EDGES: dict[str, tuple[Partition, Geometry, int]] = {
         Geometry((6, 5), (3, 3), padding=AROUND),
         11,
     ),
+    "rows of seven, four at a time": (
+        Partition.random(24, 48, 3, seed=0),
+        Geometry((7, 7), (3, 3), padding=AROUND),
+        2,
+    ),
+    "rows of eight, lanes left over": (
+        Partition.random(41, 69, 2, seed=0, uneven=True),
+        Geometry((10, 8), (3, 3), padding=AROUND),
+        2,
+    ),
+    "rows of fourteen, a window of their own": (
+        Partition.random(20, 30, 2, seed=0),
+        Geometry((5, 15), (5, 4), padding=(2, 2, 1, 1)),
+        3,
+    ),
+    "pixels of channels, every other one": (
+        Partition.random(22, 48, 2, seed=0),
+        Geometry((17, 40), (3, 3), (2, 2), (1, 0, 1, 2)),
+        2,
+    ),
+    "pixels of channels, far between": (
+        Partition.random(13, 32, 1, seed=0),
+        Geometry((33, 31), (3, 2), padding=(2, 2, 1, 1), dilation=(2, 3)),
+        1,
+    ),
+    "a group of lanes without inputs": (
+        Partition(9, 48, [range(9), [], [8, 1, 5]], [range(16), range(16, 32), range(32, 48)]),
+        Geometry((7, 7), (3, 3), padding=AROUND),
+        1,
+    ),
     "taps in planes of their own": (
         Partition.random(40, 24, 2, seed=0),
         Geometry((37, 41), (3, 3), padding=(17, 15, 18, 18), dilation=(16, 18)),
@@ -194,6 +224,20 @@ def test_few_channels_of_many(
     residual = torch.randn_like(reference.conv2d(x, weight, bias, partition, *geometry.window))
     for added, after in ((bias, None), (None, place(residual)), (bias, place(residual))):
         check_convolution(partition, geometry, place(x), weight, added, after, activation, place)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@each_dtype
+def test_every_epilogue_of_whole_maps(isa: str, dtype: torch.dtype, activation: str) -> None:
+    # Lanes over channels, and over pixels with the gaps between rows taken out: rows that are parts
+    # of vectors, and one pixel beyond them.
+    partitions = (Partition.random(20, 32, 2, seed=0), Partition.random(18, 10, 2, seed=0))
+    for partition, size in itertools.product(partitions, ((6, 14), (5, 12), (7, 3), (3, 31))):
+        geometry = Geometry(size, (3, 3), padding=AROUND)
+        x, weight, bias = tensors(partition, geometry, dtype=dtype)
+        residual = 3 * torch.randn(2, partition.out_channels, *size, dtype=dtype)
+        for added in (None, residual, LAYOUTS["rows sliced"](residual)):
+            check_convolution(partition, geometry, x, weight, bias, added, activation)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])

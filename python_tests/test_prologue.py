@@ -100,8 +100,10 @@ def test_is_a_normalisation_a_relu_and_a_convolution(
         (Partition.random(40, 64, 2, seed=1), Geometry((19, 17), (3, 3), padding=(1, 1, 1, 1))),
         (Partition(90, 32, [[3, 70], [70, 8, 1]], [range(16), range(16, 32)]), Geometry((9, 9))),
         (Partition.contiguous(70, 64, 1), Geometry((8, 8))),
+        # Lanes over channels, in NCHW.
+        (Partition.random(20, 32, 2, seed=1), Geometry((5, 14), (3, 3), padding=(1, 1, 1, 1))),
     ],
-    ids=["bands", "ring", "strided", "as they lie", "few of many", "one block"],
+    ids=["bands", "ring", "strided", "as they lie", "few of many", "one block", "lanes"],
 )
 def test_every_kernel(partition: Partition, geometry: Geometry, layout: str, isa: str) -> None:
     scale, shift = numbers(partition.in_channels, torch.float64)
@@ -124,6 +126,48 @@ def test_every_kernel(partition: Partition, geometry: Geometry, layout: str, isa
 
     with forced_isa(isa):
         torch.testing.assert_close(run("native"), run("reference"))
+
+
+@needs_native
+@pytest.mark.native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize(
+    ("partition", "geometry"),
+    [
+        (Partition.random(80, 80, 80, seed=0), Geometry((7, 6), (5, 5), padding=(2, 2, 2, 2))),
+        (Partition.random(48, 96, 48, seed=0), Geometry((14, 13), (3, 3), (2, 2), (1, 1, 1, 1))),
+        (Partition.random(37, 37, 37, seed=0), Geometry((90, 35), (3, 3), padding=(1, 1, 1, 1))),
+        (Partition.random(140, 12, 2, seed=0), Geometry((9, 10), (3, 3), padding=(1, 1, 1, 1))),
+    ],
+    ids=["small maps", "strided small maps", "strips", "few outputs of many inputs"],
+)
+def test_kernels_of_float32(
+    partition: Partition, geometry: Geometry, layout: str, isa: str
+) -> None:
+    scale, shift = numbers(partition.in_channels, torch.float32)
+    given = [*tensors(partition, geometry, dtype=torch.float32)[:2], scale, shift]
+    given[0] = LAYOUTS[layout](given[0])
+    top, _, left, _ = geometry.padding
+
+    def run(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        operands = [t.to(dtype).requires_grad_() for t in given]
+        y = gc.conv2d(
+            *operands[:2],
+            partition=partition,
+            stride=geometry.stride,
+            padding=(top, left),
+            prologue=Prologue(*operands[2:], "relu"),
+            backend=backend,
+        )
+        weights = torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)
+        gradients = torch.autograd.grad(y, operands, weights)
+        return [t.detach().double() for t in (y, *gradients)]
+
+    with forced_isa(isa):
+        found = run("native", torch.float32)
+    for ours, exact in zip(found, run("reference", torch.float64), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])

@@ -1,5 +1,8 @@
 #include "core/partition.h"
 
+#include <algorithm>
+#include <numeric>
+
 namespace groupconv {
 namespace {
 
@@ -98,6 +101,34 @@ std::string parse_partition(const int32_t* given, int64_t length, int64_t expect
     view.weight_offsets[g + 1] = view.weight_offsets[g] + view.inputs.count(g) * view.outputs.count(g);
   }
   return {};
+}
+
+GroupRange::GroupRange(const PartitionView& all, int64_t most) : all_(all) {
+  const int64_t counts = std::max(most, all.out_channels) + 1;
+  view.table.resize(static_cast<size_t>(counts + most + 1));
+  counts_ = view.table.data();
+  offsets_ = counts_ + counts;
+  std::iota(counts_, offsets_, 0);
+  view.inputs_complete = true;
+}
+
+GroupRange::~GroupRange() = default;
+
+void GroupRange::take(int64_t first, int64_t end) {
+  const int64_t count = end - first;
+  const int32_t* given = all_.outputs.offsets + first;
+  view.groups = view.in_channels = count;
+  view.out_channels = given[count] - given[0];
+  view.weight_offsets.resize(static_cast<size_t>(count) + 1);
+  for (int64_t g = 0; g <= count; ++g) {
+    offsets_[g] = given[g] - given[0];
+    view.weight_offsets[static_cast<size_t>(g)] = offsets_[g];
+  }
+  view.inputs = {counts_, counts_};
+  view.outputs = {offsets_, counts_};
+  inputs = all_.inputs.of(first);
+  outputs = all_.outputs.of(first);
+  first_weight = all_.weight_offsets[static_cast<size_t>(first)];
 }
 
 }  // namespace groupconv

@@ -44,6 +44,27 @@ struct PartitionView {
   int64_t entries() const { return weight_offsets.back(); }
 };
 
+// Some neighbouring groups, of one input each, as a partition of their own: inputs and outputs are counted in the
+// groups' order. Nothing of it is inline: the files of the instruction sets, which use it, must not emit it.
+class GroupRange {
+ public:
+  // No more than `most` groups are taken at a time.
+  GroupRange(const PartitionView& all, int64_t most);
+  ~GroupRange();
+  void take(int64_t first, int64_t end);
+
+  PartitionView view;
+  // In the whole: the channels that these groups read and write, and where their weights begin.
+  const int32_t* inputs = nullptr;
+  const int32_t* outputs = nullptr;
+  int64_t first_weight = 0;
+
+ private:
+  const PartitionView& all_;
+  int32_t* counts_;   // 0, 1, 2, …
+  int32_t* offsets_;  // of outputs
+};
+
 // Fills `view` and returns an empty string, or returns what is wrong with the table. The caller knows the
 // channels already: a table that says otherwise is refused before memory is taken for as many as it says.
 std::string parse_partition(const int32_t* table, int64_t length, int64_t in_channels, int64_t out_channels,

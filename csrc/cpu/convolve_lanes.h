@@ -25,7 +25,7 @@ class LaneConvolution {
  public:
   static bool suits(const ConvolveProblem<Stored>& p) {
     // Below this depth transposing the sums, and below so many pixels the weights, takes more than lanes gain.
-    constexpr int64_t least_depth = 64, least_pixels = 128;
+    constexpr int64_t least_depth = 64, least_pixels = 32;
     constexpr int64_t most_bytes = 512 << 10;  // of a group's weights, in every thread's scratch
     const Sweep& sweep = *p.sweep;
     const Sides<Stored> sides(p);

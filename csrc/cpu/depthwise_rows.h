@@ -4,6 +4,12 @@
 // Down a column of the window, each loaded source vector serves all the rows that it belongs to.
 //   registers  8 sums, up to 7 weights, 1 source
 //   loads      3×3: 36 sources and 9 weights for 72 multiply-adds; the same image row at three offsets
+// A window of 3×3 with stride 1 goes down a strip of one vector of pixels instead, from the map's top to its bottom:
+// all weights stay in registers, a source row meets the three rows of sums that it belongs to, and what a tile has to
+// set up comes once a strip.
+//   registers  9 weights, 3 sums, 1 source
+//   loads      3 for 9 multiply-adds
+//
 // The padding is no memory: columns outside the image are masked out of the loads, rows outside it are one
 // row of zeros. Channels are rows by pointer, so permutations and multipliers cost nothing. Behind a prologue
 // the rows are those of a channel's copy in L1.
@@ -31,12 +37,20 @@ class DepthwiseRows {
         prepared_(p_.source, p_.prologue, sweep_, grid_),
         range_(clamp_range<T>(p_.activation)) {
     plain_ = !p_.residual.data && p_.activation == Activation::none && sweep_.dest_step_w == 1;
+    strips_ = goes_down_strips(sweep_);
   }
 
   static bool suits(const ConvolveProblem<T>& p) {
     return !p.source.channels_last() && !p.dest.channels_last() && is_clamp(p.activation) &&
            p.dest.stride_w == 1 && (p.source.stride_w == 1 || p.source.width == 1) &&
            p.sweep->source_step_w <= 2;
+  }
+
+  // A map of any size is computed without a copy, and with little to set up.
+  static bool goes_down_strips(const Sweep& sweep) {
+    const TapGrid grid(sweep);
+    return grid.rows == 3 && grid.cols == 3 && grid.row_step == 1 && grid.col_step == 1 &&
+           sweep.source_step_h == 1 && sweep.source_step_w == 1 && sweep.dest_step_w == 1;
   }
 
   void run() const {
@@ -54,6 +68,7 @@ class DepthwiseRows {
     uint32_t* inside;  // [vector][column of the window]: which of the source pixels of a load exist
     T* zeros;          // an image row outside the image
     T* weight;         // [source][column][row], of one destination channel
+    int64_t taps[9];   // of a 3×3 window, by rows: where in a channel's weights
   };
   // A destination channel and the source channels that it sums, or the rows of it that are made from the one
   // source channel of a forward pass.
@@ -85,6 +100,7 @@ class DepthwiseRows {
     tables.weight = space.take<T>(most_sources * taps);
     T* prepared = space.take<T>(prepared_.size());
     fill_zero(tables.zeros, p_.source.width);
+    for (int64_t i = 0; i < 9 && strips_; ++i) tables.taps[i] = grid_.weight(i / 3, i % 3);
     for (int64_t v = 0; v < vectors; ++v) {
       for (int64_t j = 0; j < grid_.cols; ++j) {
         const int64_t x = v * lanes * sweep_.source_step_w + grid_.col(j);
@@ -96,6 +112,12 @@ class DepthwiseRows {
       const int64_t outputs = partition.outputs.count(g);
       const int32_t* input = partition.inputs.of(g);
       const T* weight = p_.weight + partition.weight_offsets[g] * p_.window_area;
+      if (p_.transposed && strips_ && outputs == 1) {
+        const Band<T> whole{p_.source.at(n, partition.outputs.of(g)[0], 0, 0), p_.source.stride_h, 0,
+                            sweep_.rows};
+        run_strips(n, *input, weight, whole, tables);
+        continue;
+      }
       if (p_.transposed) {
         transpose_weight(weight, outputs, tables.weight);
         run_channel(
@@ -105,7 +127,10 @@ class DepthwiseRows {
       }
       for (int64_t row = 0; row < sweep_.rows && outputs > 0;) {
         const Band<T> band = prepared_.band(n, *input, row, prepared);
-        for (int64_t j = 0; j < outputs; ++j) {
+        for (int64_t j = 0; j < outputs && strips_; ++j) {
+          run_strips(n, partition.outputs.of(g)[j], weight + j * p_.window_area, band, tables);
+        }
+        for (int64_t j = 0; j < outputs && !strips_; ++j) {
           transpose_weight(weight + j * p_.window_area, 1, tables.weight);
           run_channel({n, partition.outputs.of(g)[j], input, 1, band}, tables);
         }
@@ -144,6 +169,78 @@ class DepthwiseRows {
       }
     }
     run_tiles<1, 1, 1, 2>(channel, tables);
+  }
+
+  GROUPCONV_INLINE void run_strips(int64_t n, int64_t channel, const T* weight, const Band<T>& band,
+                                   const Tables& tables) const {
+    for (int64_t col = 0; col < sweep_.cols; col += lanes) {
+      plain_ ? run_strip<true>(n, channel, weight, band, tables, col)
+             : run_strip<false>(n, channel, weight, band, tables, col);
+    }
+  }
+
+  template <bool Plain>
+  GROUPCONV_INLINE void run_strip(int64_t n, int64_t channel, const T* weight, const Band<T>& band,
+                                  const Tables& tables, int64_t col) const {
+    constexpr int window = 3;
+    V_ w[window][window];
+    Mask inside[window];
+#pragma GCC unroll 3
+    for (int j = 0; j < window; ++j) {
+      inside[j] = V_::from_bits(tables.inside[col / lanes * window + j]);
+#pragma GCC unroll 3
+      for (int i = 0; i < window; ++i) w[i][j] = V_::broadcast(weight[tables.taps[i * window + j]]);
+    }
+    const V_ start = p_.bias ? V_::broadcast(p_.bias[channel]) : zero<T>();
+    const V_ low = V_::broadcast(range_.low), high = V_::broadcast(range_.high);
+    const Mask stored = V_::first(smaller<int64_t>(lanes, sweep_.cols - col));
+    const int64_t height = p_.source.height, stride = band.stride_h;
+    const int64_t row_stride = sweep_.dest_step_h * p_.dest.stride_h;
+    const int64_t first_row = band.first_row * sweep_.dest_step_h + sweep_.dest_origin_h;
+    T* dest = p_.dest.at(n, channel, first_row, col + sweep_.dest_origin_w);
+    const T* residual = Plain || !p_.residual.data
+                            ? nullptr
+                            : p_.residual.at(n, channel, first_row, col + sweep_.dest_origin_w);
+    int64_t y = band.first_row + grid_.row(0);
+    const int64_t end = band.end_row + grid_.row(window - 1);
+    const T* from = band.plane + y * stride + col + grid_.col(0);
+
+    V_ sums[window];
+    // Source row y is the last of the sums stored, and the first of `newest`.
+    const auto add_row = [&](V_& newest, V_& middle, V_& oldest, bool completes) GROUPCONV_INLINE_LAMBDA {
+      newest = start;
+      if (__builtin_expect(y >= 0 && y < height, 1)) {
+#pragma GCC unroll 3
+        for (int j = 0; j < window; ++j) {
+          V_ x = V_::load(from + j, inside[j]);
+          pin(x);
+          oldest = multiply_add(w[2][j], x, oldest);
+          middle = multiply_add(w[1][j], x, middle);
+          newest = multiply_add(w[0][j], x, newest);
+        }
+      }
+      if (completes) {
+        V_ sum = oldest;
+        if constexpr (!Plain) {
+          if (residual) {
+            sum = sum + V_::load(residual, stored);
+            residual += row_stride;
+          }
+          sum = clamp(low, high, sum);
+        }
+        sum.store(dest, stored);
+        dest += row_stride;
+      }
+      ++y;
+      from += stride;
+      return y < end;
+    };
+    sums[1] = sums[2] = start;
+    add_row(sums[0], sums[2], sums[1], false);
+    add_row(sums[1], sums[0], sums[2], false);
+    while (add_row(sums[2], sums[1], sums[0], true) && add_row(sums[0], sums[2], sums[1], true) &&
+           add_row(sums[1], sums[0], sums[2], true)) {
+    }
   }
 
   template <int R, int Height, int StepH, int StepW>
@@ -272,7 +369,8 @@ class DepthwiseRows {
   TapGrid grid_;
   PreparedPlane<T> prepared_;
   ClampRange<T> range_;
-  bool plain_;  // sums are stored as they are
+  bool plain_;   // sums are stored as they are
+  bool strips_;  // 3×3 with stride 1
 };
 
 }  // namespace

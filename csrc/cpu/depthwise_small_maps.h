@@ -1,6 +1,9 @@
-// Depthwise convolution in NCHW over maps of a few pixels: through a copy with the channels last. Transposing
-// costs some 40 cycles for 64 numbers, on the way in and out. It pays where rows fill no vector, and tiles of
-// rows take longer to set up than to compute, or where the window is large.
+// Depthwise convolution in NCHW over maps of a few pixels: through a copy with the channels last. It pays where
+// rows fill no vector, and tiles of rows take longer to set up than to compute, or where the window is large.
+//
+// Some groups at a time, so that both copies stay in L1 and the images are read and written once: what is between
+// makes no way to L2 and back. In the copies channels lie in the groups' order, whatever it is in the images,
+// since either way a channel is a row by pointer: a permutation costs nothing.
 #pragma once
 
 #include "cpu/depthwise_channels.h"
@@ -13,7 +16,6 @@ template <class T>
 class SmallMaps {
   static constexpr int64_t most_pixels = 256;
   static constexpr int64_t least_channels = 2 * Vec<T>::lanes;
-  static constexpr int64_t copy_bytes = 256 << 10;  // of several images at once, to set up once for them
 
  public:
   template <class Element>
@@ -23,48 +25,37 @@ class SmallMaps {
   }
   static bool pays(int64_t width, int64_t window_area) { return width <= 8 || window_area >= 25; }
 
-  // Images of these sizes are copied together.
-  SmallMaps(const Image<const T>& first, int64_t second_size, int64_t batch) {
-    const int64_t bytes = (size(first) + second_size) * static_cast<int64_t>(sizeof(T));
-    at_once_ = smaller(larger(copy_bytes / larger(bytes, int64_t{1}), int64_t{1}), batch);
+  // One image, [pixel][channel].
+  template <class Element>
+  static Image<Element> copy_of(const Image<Element>& like, Element* memory, int64_t channels) {
+    return {memory, 1, channels, like.height, like.width, 0, 1, like.width * channels, channels};
   }
-  int64_t at_once() const { return at_once_; }
+  static void copy_in(const Image<const T>& images, int64_t n, const int32_t* channels, int64_t count,
+                      T* memory) {
+    transpose_rows([&](int64_t i) GROUPCONV_INLINE_LAMBDA { return images.at(n, channels[i], 0, 0); }, count,
+                   images.height * images.width,
+                   [&](int64_t p) GROUPCONV_INLINE_LAMBDA { return memory + p * count; });
+  }
+  static void copy_out(const T* memory, const Image<T>& images, int64_t n, const int32_t* channels,
+                       int64_t count) {
+    transpose_rows([&](int64_t p) GROUPCONV_INLINE_LAMBDA { return memory + p * count; },
+                   images.height * images.width, count,
+                   [&](int64_t i) GROUPCONV_INLINE_LAMBDA { return images.at(n, channels[i], 0, 0); });
+  }
+};
 
-  template <class Element>
-  static int64_t size(const Image<Element>& image) {
-    return image.channels * image.height * image.width;
-  }
-  // [image][pixel][channel]
-  template <class Element>
-  static Image<Element> channels_last(const Image<Element>& like, Element* memory, int64_t batch) {
-    const int64_t c = like.channels;
-    return {memory, batch, c, like.height, like.width, size(like), 1, like.width * c, c};
-  }
-  template <class Element>
-  static Image<Element> some_of(const Image<Element>& images, int64_t first, int64_t count) {
-    Image<Element> some = images;
-    some.data = images.at(first, 0, 0, 0);
-    some.batch = count;
-    return some;
-  }
-  static Image<const T> copy_in(const Image<const T>& images, T* memory) {
-    const int64_t pixels = images.height * images.width;
-    for (int64_t n = 0; n < images.batch; ++n) {
-      transpose_in(images.at(n, 0, 0, 0), images.stride_c, images.channels, pixels, memory + n * size(images),
-                   images.channels);
-    }
-    return channels_last<const T>(images, memory, images.batch);
-  }
-  static void copy_out(const T* memory, const Image<T>& images) {
-    const int64_t pixels = images.height * images.width;
-    for (int64_t n = 0; n < images.batch; ++n) {
-      transpose_in(memory + n * size(images), images.channels, pixels, images.channels, images.at(n, 0, 0, 0),
-                   images.stride_c);
-    }
-  }
+// How groups are cut so that the copies of one image fit L1.
+struct GroupCut {
+  int64_t at_once, count;
 
- private:
-  int64_t at_once_;
+  GroupCut(const PartitionView& partition, int64_t lanes, int64_t bytes_per_input, int64_t bytes_per_output) {
+    constexpr int64_t l1_share = 28 << 10;
+    const int64_t groups = partition.groups;
+    const int64_t bytes =
+        larger((groups * bytes_per_input + partition.out_channels * bytes_per_output) / groups, int64_t{1});
+    at_once = larger(l1_share / bytes / lanes, int64_t{1}) * lanes;
+    count = divide_up(groups, at_once);
+  }
 };
 
 template <class T>
@@ -72,10 +63,12 @@ class DepthwiseSmallMaps {
   using Maps = SmallMaps<T>;
 
  public:
-  DepthwiseSmallMaps(const ConvolveProblem<T>& problem, const Depthwise& depthwise)
+  explicit DepthwiseSmallMaps(const ConvolveProblem<T>& problem)
       : p_(problem),
-        depthwise_(depthwise),
-        maps_(problem.source, Maps::size(problem.dest), problem.dest.batch) {}
+        source_pixels_(p_.source.height * p_.source.width),
+        dest_pixels_(p_.dest.height * p_.dest.width),
+        cut_(*p_.partition, Vec<T>::lanes, (p_.transposed ? dest_pixels_ : source_pixels_) * size,
+             (p_.transposed ? source_pixels_ : dest_pixels_) * size) {}
 
   static bool suits(const ConvolveProblem<T>& p, const Depthwise& depthwise) {
     const Sweep& sweep = *p.sweep;
@@ -83,38 +76,73 @@ class DepthwiseSmallMaps {
     if (sweep.rows != p.dest.height || sweep.cols != p.dest.width) return false;
     if (!Maps::suits(p.source) || !Maps::suits(p.dest)) return false;
     if (!Maps::pays(p.dest.width, p.window_area)) return false;
-    return DepthwiseChannels<T>::suits(transposed(p, nullptr, nullptr, 1), depthwise);
+    ConvolveProblem<T> part = p;
+    part.source.stride_c = part.dest.stride_c = 1;
+    return DepthwiseChannels<T>::suits(part, depthwise);
   }
 
   void run() const {
-    const int64_t items = divide_up(p_.dest.batch, maps_.at_once());
+    constexpr int64_t items_for_a_thread = 4;
+    const int64_t units = cut_.count * p_.dest.batch;
+    const int64_t items =
+        p_.threads.count > 1 ? smaller(units, items_for_a_thread * p_.threads.count) : int64_t{1};
     for_each_item(p_.threads, items, [&](int64_t item) {
-      const int64_t n = item * maps_.at_once(), count = smaller(maps_.at_once(), p_.dest.batch - n);
-      Workspace space;
-      space.plan<T>(count * Maps::size(p_.source));
-      space.plan<T>(count * Maps::size(p_.dest));
-      space.open();
-      T* source = space.take<T>(count * Maps::size(p_.source));
-      T* dest = space.take<T>(count * Maps::size(p_.dest));
-      Maps::copy_in(Maps::some_of(p_.source, n, count), source);
-      const ConvolveProblem<T> part = transposed(p_, source, dest, count);
-      DepthwiseChannels<T>(part, depthwise_).run();
-      Maps::copy_out(dest, Maps::some_of(p_.dest, n, count));
+      GroupRange groups(*p_.partition, cut_.at_once);
+      for (int64_t unit = units * item / items; unit < units * (item + 1) / items; ++unit) {
+        const int64_t first = unit / p_.dest.batch * cut_.at_once;
+        groups.take(first, smaller(first + cut_.at_once, p_.partition->groups));
+        run_groups(unit % p_.dest.batch, groups);
+      }
     });
   }
 
  private:
-  static ConvolveProblem<T> transposed(const ConvolveProblem<T>& p, const T* source, T* dest, int64_t count) {
-    ConvolveProblem<T> part = p;
-    part.source = Maps::channels_last(p.source, source, count);
-    part.dest = Maps::channels_last(p.dest, dest, count);
+  static constexpr int64_t size = sizeof(T);
+
+  void run_groups(int64_t n, const GroupRange& groups) const {
+    const PartitionView& view = groups.view;
+    const int64_t sources = p_.transposed ? view.out_channels : view.in_channels;
+    const int64_t dests = p_.transposed ? view.in_channels : view.out_channels;
+    const int32_t* from = p_.transposed ? groups.outputs : groups.inputs;
+    const int32_t* to = p_.transposed ? groups.inputs : groups.outputs;
+    Workspace space;
+    space.plan<T>(sources * source_pixels_);
+    space.plan<T>(dests * dest_pixels_);
+    space.plan<T>(sources);
+    space.plan<T>(sources);
+    space.plan<T>(dests);
+    space.open();
+    T* source = space.take<T>(sources * source_pixels_);
+    T* dest = space.take<T>(dests * dest_pixels_);
+    T* scale = space.take<T>(sources);
+    T* shift = space.take<T>(sources);
+    T* bias = space.take<T>(dests);
+
+    ConvolveProblem<T> part = p_;
+    part.source = Maps::template copy_of<const T>(p_.source, source, sources);
+    part.dest = Maps::template copy_of<T>(p_.dest, dest, dests);
+    part.partition = &view;
+    part.weight = p_.weight + groups.first_weight * p_.window_area;
     part.threads = {};
-    return part;
+    if (p_.prologue) {
+      for (int64_t i = 0; i < sources; ++i) {
+        scale[i] = p_.prologue.scale[from[i]];
+        shift[i] = p_.prologue.shift[from[i]];
+      }
+      part.prologue = {scale, shift, p_.prologue.relu};
+    }
+    if (p_.bias) {
+      for (int64_t i = 0; i < dests; ++i) bias[i] = p_.bias[to[i]];
+      part.bias = bias;
+    }
+    Maps::copy_in(p_.source, n, from, sources, source);
+    DepthwiseChannels<T>(part, Depthwise(view)).run();
+    Maps::copy_out(dest, p_.dest, n, to, dests);
   }
 
   const ConvolveProblem<T>& p_;
-  const Depthwise& depthwise_;
-  Maps maps_;
+  int64_t source_pixels_, dest_pixels_;
+  GroupCut cut_;
 };
 
 template <class T>
@@ -122,52 +150,70 @@ class DepthwiseGradSmallMaps {
   using Maps = SmallMaps<T>;
 
  public:
-  DepthwiseGradSmallMaps(const WeightGradProblem<T>& problem, const Depthwise& depthwise)
+  explicit DepthwiseGradSmallMaps(const WeightGradProblem<T>& problem)
       : p_(problem),
-        depthwise_(depthwise),
-        maps_(problem.input, Maps::size(problem.grad), problem.input.batch) {}
+        input_pixels_(p_.input.height * p_.input.width),
+        grad_pixels_(p_.grad.height * p_.grad.width),
+        cut_(*p_.partition, Vec<T>::lanes, input_pixels_ * size, grad_pixels_ * size) {}
 
   static bool suits(const WeightGradProblem<T>& p, const Depthwise& depthwise) {
     if (!Maps::suits(p.input) || !Maps::suits(p.grad)) return false;
     if (!Maps::pays(p.grad.width, p.window_area)) return false;
-    return DepthwiseGradChannels<T>::suits(transposed(p, nullptr, nullptr, 1), depthwise);
+    WeightGradProblem<T> part = p;
+    part.input.stride_c = part.grad.stride_c = 1;
+    return DepthwiseGradChannels<T>::suits(part, depthwise);
   }
 
   void run() const {
-    for_each_item(p_.threads, p_.slices, [&](int64_t slice) {
-      const int64_t batch = p_.input.batch;
-      const int64_t end = batch * (slice + 1) / p_.slices;
-      Workspace space;
-      space.plan<T>(maps_.at_once() * Maps::size(p_.input));
-      space.plan<T>(maps_.at_once() * Maps::size(p_.grad));
-      space.open();
-      T* input = space.take<T>(maps_.at_once() * Maps::size(p_.input));
-      T* grad = space.take<T>(maps_.at_once() * Maps::size(p_.grad));
-      for (int64_t n = batch * slice / p_.slices; n < end; n += maps_.at_once()) {
-        const int64_t count = smaller(maps_.at_once(), end - n);
-        Maps::copy_in(Maps::some_of(p_.input, n, count), input);
-        Maps::copy_in(Maps::some_of(p_.grad, n, count), grad);
-        WeightGradProblem<T> part = transposed(p_, input, grad, count);
-        part.weight_grad += slice * p_.partition->entries() * p_.window_area;
-        DepthwiseGradChannels<T>(part, depthwise_).run();
+    for_each_item(p_.threads, p_.slices * cut_.count, [&](int64_t item) {
+      const int64_t slice = item / cut_.count, first = item % cut_.count * cut_.at_once;
+      GroupRange groups(*p_.partition, cut_.at_once);
+      groups.take(first, smaller(first + cut_.at_once, p_.partition->groups));
+      for (int64_t n = p_.input.batch * slice / p_.slices; n < p_.input.batch * (slice + 1) / p_.slices;
+           ++n) {
+        add_image(n, slice, groups);
       }
     });
   }
 
  private:
-  static WeightGradProblem<T> transposed(const WeightGradProblem<T>& p, const T* input, const T* grad,
-                                         int64_t count) {
-    WeightGradProblem<T> part = p;
-    part.input = Maps::channels_last(p.input, input, count);
-    part.grad = Maps::channels_last(p.grad, grad, count);
+  static constexpr int64_t size = sizeof(T);
+
+  void add_image(int64_t n, int64_t slice, const GroupRange& groups) const {
+    const PartitionView& view = groups.view;
+    Workspace space;
+    space.plan<T>(view.in_channels * input_pixels_);
+    space.plan<T>(view.out_channels * grad_pixels_);
+    space.plan<T>(view.in_channels);
+    space.plan<T>(view.in_channels);
+    space.open();
+    T* input = space.take<T>(view.in_channels * input_pixels_);
+    T* grad = space.take<T>(view.out_channels * grad_pixels_);
+    T* scale = space.take<T>(view.in_channels);
+    T* shift = space.take<T>(view.in_channels);
+
+    WeightGradProblem<T> part = p_;
+    part.input = Maps::template copy_of<const T>(p_.input, input, view.in_channels);
+    part.grad = Maps::template copy_of<const T>(p_.grad, grad, view.out_channels);
+    part.partition = &view;
+    part.weight_grad += (slice * p_.partition->entries() + groups.first_weight) * p_.window_area;
     part.slices = 1;
     part.threads = {};
-    return part;
+    if (p_.prologue) {
+      for (int64_t i = 0; i < view.in_channels; ++i) {
+        scale[i] = p_.prologue.scale[groups.inputs[i]];
+        shift[i] = p_.prologue.shift[groups.inputs[i]];
+      }
+      part.prologue = {scale, shift, p_.prologue.relu};
+    }
+    Maps::copy_in(p_.input, n, groups.inputs, view.in_channels, input);
+    Maps::copy_in(p_.grad, n, groups.outputs, view.out_channels, grad);
+    DepthwiseGradChannels<T>(part, Depthwise(view)).run();
   }
 
   const WeightGradProblem<T>& p_;
-  const Depthwise& depthwise_;
-  Maps maps_;
+  int64_t input_pixels_, grad_pixels_;
+  GroupCut cut_;
 };
 
 }  // namespace

@@ -108,14 +108,24 @@ GROUPCONV_INLINE void repeat_labels(const int32_t* labels, int64_t channels, int
   }
 }
 
-// The value is read whether it is kept or not: so the loop becomes vectors.
+// The value is read whether it is kept or not: so the loop becomes vectors. Lines are fetched before they are
+// written, which the hardware is late to guess where a weight is larger than the caches.
 template <class Element>
 GROUPCONV_INLINE void mask_row(const Element* weight, const int32_t* labels, int32_t label, int64_t length,
                                Element* __restrict masked) {
-  for (int64_t i = 0; i < length; ++i) {
+  constexpr int64_t line = 64 / sizeof(Element), ahead = 16 * line;
+  const auto element = [&](int64_t i) GROUPCONV_INLINE_LAMBDA {
     const Element value = weight[i];
     masked[i] = labels[i] == label ? value : Element(0);
+  };
+  int64_t i = 0;
+  for (; i + line <= length; i += line) {
+    __builtin_prefetch(masked + i + ahead, 1);
+    __builtin_prefetch(weight + i + 2 * ahead);
+#pragma GCC unroll 1  // unrolled it would no longer become vectors
+    for (int64_t k = i; k < i + line; ++k) element(k);
   }
+  for (; i < length; ++i) element(i);
 }
 GROUPCONV_INLINE void mask_row(const BFloat16* weight, const int32_t* labels, int32_t label, int64_t length,
                                BFloat16* masked) {

@@ -6,8 +6,9 @@
 //   kronecker_grad  ∂g_k: the sum of D·W over the pairs of channels that differ in digit k and agree at
 //                   every zero gate but k                                            (DGConv eq. 4)
 //
-// S: a vector of the row is added to the G × C sums of the row's group. T: each group's list of inputs picks
-// from eight rows at once, so an index is loaded once for eight elements and the sums are independent.
+// S: a vector of the row is added to the G × C sums of the row's group. T, few groups: the vector, masked, is
+// added to a sum of each group that stays in a register. Else each group's list of inputs picks from eight rows
+// at once, so an index is loaded once for eight elements and the sums are independent.
 #pragma once
 
 #include "cpu/activation.h"
@@ -72,6 +73,9 @@ template <class Stored>
 class LabelGrad {
   using T = compute_t<Stored>;
   static constexpr int rows_at_once = 8;
+  static constexpr int few_groups = 8;
+  static constexpr int rows_in_registers = vector_registers == 32 ? 2 : 1;
+  static constexpr bool computes_as_stored = __is_same(Stored, T);
 
  public:
   explicit LabelGrad(const LabelGradProblem<Stored>& problem)
@@ -92,32 +96,111 @@ class LabelGrad {
     space.plan<T>(row_length_);
     space.plan<T>(row_length_);
     space.plan<int32_t>(row_length_);
+    space.plan<uint32_t>(few_groups * vectors());
     space.open();
     T* products = space.take<T>(rows_at_once * channels_);
     T* wide_grad = space.take<T>(row_length_);
     T* wide_weight = space.take<T>(row_length_);
+    int32_t* repeated = space.take<int32_t>(row_length_);
+    uint32_t* masks = space.take<uint32_t>(few_groups * vectors());
     const int32_t* labels = p_.in_labels;
     if (p_.weight_grad && p_.area > 1) {
-      int32_t* repeated = space.take<int32_t>(row_length_);
       repeat_labels(p_.in_labels, channels_, p_.area, repeated);
       labels = repeated;
     }
+    const bool few = p_.groups <= few_groups;
+    if (few) list_masks(masks);
     T* by_input = p_.by_input + slice * p_.groups * channels_;
-    for (; row < end; row += rows_at_once) {
-      const int64_t rows = smaller<int64_t>(rows_at_once, end - row);
+    const int at_once = few ? rows_in_registers : rows_at_once;
+    for (; row < end; row += at_once) {
+      const int64_t rows = smaller<int64_t>(at_once, end - row);
+      const bool multiplies = few && computes_as_stored && p_.area == 1;
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = (row + r) * row_length_;
         const int32_t label = p_.out_labels[row + r];
-        T* product = products + r * channels_;
-        window_products(widened(p_.grad + at, row_length_, wide_grad),
-                        widened(p_.weight + at, row_length_, wide_weight), channels_, p_.area, product);
-        add_row(product, channels_, by_input + label * channels_);
+        if (!multiplies) {
+          window_products(widened(p_.grad + at, row_length_, wide_grad),
+                          widened(p_.weight + at, row_length_, wide_weight), channels_, p_.area,
+                          products + r * channels_);
+          if (!few) add_row(products + r * channels_, channels_, by_input + label * channels_);
+        }
         if (p_.weight_grad) mask_row(p_.grad + at, labels, label, row_length_, p_.weight_grad + at);
       }
-      if (rows == rows_at_once) {
+      if (few) {
+        const T *grad = products, *weight = nullptr;
+        if constexpr (computes_as_stored) {
+          if (multiplies) {
+            grad = p_.grad + row * channels_;
+            weight = p_.weight + row * channels_;
+          }
+        }
+        if (rows == rows_in_registers) {
+          add_up_masked<rows_in_registers>(grad, weight, masks, row, by_input);
+        } else {
+          add_up_masked<1>(grad, weight, masks, row, by_input);
+        }
+      } else if (rows == rows_at_once) {
         add_up_groups<rows_at_once>(products, row);
       } else {
         for (int64_t r = 0; r < rows; ++r) add_up_groups<1>(products + r * channels_, row + r);
+      }
+    }
+  }
+
+  int64_t vectors() const { return divide_up(channels_, Vec<T>::lanes); }
+
+  // masks[vector · few_groups + g]: the lanes whose channel is in group g.
+  void list_masks(uint32_t* masks) const {
+    for (int64_t i = 0; i < few_groups * vectors(); ++i) masks[i] = 0;
+    for (int64_t c = 0; c < channels_; ++c) {
+      masks[c / Vec<T>::lanes * few_groups + p_.in_labels[c]] |= uint32_t{1} << c % Vec<T>::lanes;
+    }
+  }
+
+  // by_output and by_input of `Rows` rows of products, or of two factors where there is a second.
+  template <int Rows>
+  void add_up_masked(const T* first, const T* second, const uint32_t* masks, int64_t row, T* by_input) const {
+    using V = Vec<T>;
+    V sums[Rows * few_groups];
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows * few_groups; ++i) sums[i] = zero<T>();
+    T* inputs[Rows];
+    for (int r = 0; r < Rows; ++r) inputs[r] = by_input + p_.out_labels[row + r] * channels_;
+    const auto step = [&](int64_t c, auto load, auto store) GROUPCONV_INLINE_LAMBDA {
+      V products[Rows];
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) {
+        products[r] = load(first + r * channels_ + c);
+        if (second) products[r] = products[r] * load(second + r * channels_ + c);
+        store(load(inputs[r] + c) + products[r], inputs[r] + c);
+      }
+#pragma GCC unroll 8
+      for (int g = 0; g < few_groups; ++g) {
+        const auto mask = V::from_bits(masks[g]);
+#pragma GCC unroll 2
+        for (int r = 0; r < Rows; ++r) {
+          sums[r * few_groups + g] = add_where(sums[r * few_groups + g], products[r], mask);
+        }
+      }
+      masks += few_groups;
+    };
+    int64_t c = 0;
+    for (; c + V::lanes <= channels_; c += V::lanes) {
+      step(
+          c, [](const T* p) GROUPCONV_INLINE_LAMBDA { return V::load(p); },
+          [](V x, T* p) GROUPCONV_INLINE_LAMBDA { x.store(p); });
+    }
+    if (c < channels_) {
+      const auto tail = V::first(channels_ - c);
+      step(
+          c, [&](const T* p) GROUPCONV_INLINE_LAMBDA { return V::load(p, tail); },
+          [&](V x, T* p) GROUPCONV_INLINE_LAMBDA { x.store(p, tail); });
+    }
+    T totals[Rows * few_groups];
+    sum_each<Rows * few_groups>(sums, totals);
+    for (int r = 0; r < Rows; ++r) {
+      for (int64_t g = 0; g < p_.groups; ++g) {
+        p_.by_output[(row + r) * p_.groups + g] = totals[r * few_groups + g];
       }
     }
   }

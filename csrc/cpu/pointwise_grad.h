@@ -42,14 +42,14 @@ class PointwiseGrad {
       : p_(problem),
         ins_(p_.input.channels),
         outs_(p_.grad.channels),
+        panels_(divide_up(ins_, columns_at_once)),
         blocks_(divide_up(p_.sweep->cols, pixels_at_once)) {}
 
   // Whole tiles of columns, and every sum in the order of the pixels: any cut gives the same bits.
   void run() const {
-    const int64_t panels = divide_up(ins_, columns_at_once);
-    const int64_t items = p_.threads.count > 1 ? smaller(panels, 4 * p_.threads.count) : int64_t{1};
+    const int64_t items = p_.threads.count > 1 ? smaller(panels_, 4 * p_.threads.count) : int64_t{1};
     for_each_item(p_.threads, items,
-                  [&](int64_t item) { run_panels(panels * item / items, panels * (item + 1) / items); });
+                  [&](int64_t item) { run_panels(panels_ * item / items, panels_ * (item + 1) / items); });
   }
 
  private:
@@ -84,26 +84,85 @@ class PointwiseGrad {
     job.steps = steps;
     job.column = column;
     job.dests = dests;
-    job.rows = outs_;
     job.accumulate = true;
-    for (int64_t n = 0; n < p_.input.batch; ++n) {
-      for (int64_t b = 0; b < blocks_; ++b) {
-        const int64_t begin = p_.sweep->cols * b / blocks_;
-        job.depth = p_.sweep->cols * (b + 1) / blocks_ - begin;
-        stage_grad(n, begin, staged_grad, steps, job);
-        for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-          const int64_t first = panel * columns_at_once;
-          job.length = smaller(columns_at_once, ins_ - first);
-          stage_input(n, first, job.length, begin, job.depth, rows);
-          for (int64_t r = 0; r < outs_; ++r) dests[r] = p_.weight_grad + r * ins_ + first;
-          multiply_rows(job);
-        }
+    for (int64_t unit = 0; unit < p_.input.batch * blocks_; ++unit) {
+      const Pixels pixels = pixels_of(unit), next = pixels_of(unit + 1);
+      job.depth = pixels.count;
+      stage_grad(pixels, staged_grad, steps, job);
+      FetchAhead grad = ahead(p_.grad, next, 0, outs_);
+      for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+        const int64_t first = begin_of(panel);
+        const bool last = panel + 1 == end_panel;
+        const int64_t then = last ? first_panel : panel + 1;
+        job.length = begin_of(panel + 1) - first;
+        stage_input(pixels, first, job.length, rows);
+        for (int64_t r = 0; r < outs_; ++r) dests[r] = p_.weight_grad + r * ins_ + first;
+        FetchAhead input =
+            ahead(p_.input, last ? next : pixels, begin_of(then), begin_of(then + 1) - begin_of(then));
+        multiply_some_rows(job, input, grad, end_panel - first_panel);
       }
     }
   }
 
-  void stage_input(int64_t n, int64_t first, int64_t columns, int64_t begin, int64_t depth, T* rows) const {
-    const Stored* image = p_.input.at(n, first, 0, begin);
+  // Pixels of an image that are staged together.
+  struct Pixels {
+    int64_t n, begin, count;
+  };
+  Pixels pixels_of(int64_t unit) const {
+    const int64_t n = unit / blocks_, b = unit % blocks_;
+    const int64_t begin = p_.sweep->cols * b / blocks_, end = p_.sweep->cols * (b + 1) / blocks_;
+    return {n, begin, n < p_.input.batch ? end - begin : 0};
+  }
+
+  int64_t begin_of(int64_t panel) const { return smaller(panel * columns_at_once, ins_); }
+
+  // Lines of an image that is rows, far apart, for which the hardware does not look ahead.
+  struct FetchAhead {
+    const Stored* row = nullptr;
+    int64_t distance = 0, rows = 0, length = 0, at = 0;
+
+    void some(int64_t lines) {
+      constexpr int64_t line = 64 / sizeof(Stored);
+      for (; lines > 0 && rows > 0; --lines) {
+        __builtin_prefetch(row + at, 0, 2);
+        at += line;
+        if (at >= length) {
+          at = 0;
+          row += distance;
+          --rows;
+        }
+      }
+    }
+    int64_t lines() const { return rows * (length / static_cast<int64_t>(64 / sizeof(Stored)) + 1); }
+  };
+  static FetchAhead ahead(const Image<const Stored>& image, const Pixels& pixels, int64_t first,
+                          int64_t count) {
+    if (image.stride_w != 1 || pixels.count == 0) return {};
+    return {image.at(pixels.n, first, 0, pixels.begin), image.stride_c, count, pixels.count};
+  }
+
+  // A few rows at a time, and between them what the next panel reads and a share of the next block's gradient.
+  void multiply_some_rows(MultiplyJob<T> job, FetchAhead& input, FetchAhead& grad, int64_t panels) const {
+    constexpr int64_t rows_at_once = 2 * max_tile_rows;
+    const int64_t times = divide_up(outs_, rows_at_once);
+    const int64_t inputs = divide_up(input.lines(), times), grads = divide_up(grad.lines(), times * panels);
+    for (int64_t r = 0; r < outs_; r += rows_at_once) {
+      input.some(inputs);
+      grad.some(grads);
+      job.rows = smaller(rows_at_once, outs_ - r);
+      multiply_rows(job);
+      job.dests += rows_at_once;
+      if (job.blocks) {
+        job.blocks += rows_at_once * job.depth;
+      } else {
+        job.weight += rows_at_once;
+      }
+    }
+  }
+
+  void stage_input(const Pixels& pixels, int64_t first, int64_t columns, T* rows) const {
+    const Stored* image = p_.input.at(pixels.n, first, 0, pixels.begin);
+    const int64_t depth = pixels.count;
     if (p_.input.stride_c != 1) {
       transpose_in(image, p_.input.stride_c, columns, depth, rows, columns_at_once);
     } else {
@@ -117,9 +176,9 @@ class PointwiseGrad {
   }
 
   // The gradient's channels are the rows of weights: next to each other in channels_last, else brought into blocks.
-  void stage_grad(int64_t n, int64_t begin, T* staged, int64_t* steps, MultiplyJob<T>& job) const {
+  void stage_grad(const Pixels& pixels, T* staged, int64_t* steps, MultiplyJob<T>& job) const {
     const Image<const Stored>& grad = p_.grad;
-    const Stored* image = grad.at(n, 0, 0, begin);
+    const Stored* image = grad.at(pixels.n, 0, 0, pixels.begin);
     job.weight_row_stride = 1;
     if (grad.stride_c == 1) {
       if constexpr (computes_as_stored) {
@@ -153,7 +212,7 @@ class PointwiseGrad {
   }
 
   const WeightGradProblem<Stored>& p_;
-  int64_t ins_, outs_, blocks_;
+  int64_t ins_, outs_, panels_, blocks_;
 };
 
 }  // namespace

@@ -7,6 +7,8 @@
 // Channels are addressed one by one on the row side, so a permutation is free in both directions.
 #pragma once
 
+#include <type_traits>
+
 #include "core/problem.h"
 #include "core/sweep.h"
 #include "cpu/activation.h"
@@ -123,20 +125,19 @@ GROUPCONV_INLINE __m256i block_mask(int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(smaller<int64_t>(count, block))), lane);
 }
 
-// Eight channels of `count` ≤ 8 pixels; a block that is not full reads its last pixel again.
-template <class Stored>
-GROUPCONV_INLINE void stage_block(const Stored* source, int64_t pixel_stride, int64_t count, float* rows,
-                                  int64_t row_stride) {
+// Eight columns of `count` ≤ 8 rows to rows; a block that is not full reads its last row again.
+template <class From, class To>
+GROUPCONV_INLINE void stage_block(const From& from, int64_t count, const To& to) {
   __m256 m[block];
   const int64_t last = smaller<int64_t>(count, block) - 1;
-  load_transposed([&](int64_t p) { return source + smaller(p, last) * pixel_stride; }, m);
+  load_transposed([&](int64_t p) { return from(smaller(p, last)); }, m);
   if (count >= block) {
 #pragma GCC unroll 8
-    for (int c = 0; c < block; ++c) _mm256_storeu_ps(rows + c * row_stride, m[c]);
+    for (int c = 0; c < block; ++c) _mm256_storeu_ps(to(c), m[c]);
   } else {
     const __m256i mask = block_mask(count);
 #pragma GCC unroll 8
-    for (int c = 0; c < block; ++c) _mm256_maskstore_ps(rows + c * row_stride, mask, m[c]);
+    for (int c = 0; c < block; ++c) _mm256_maskstore_ps(to(c), mask, m[c]);
   }
 }
 #else
@@ -154,25 +155,34 @@ GROUPCONV_INLINE T element_of(Stored x) {
   }
 }
 
-// pixels × channels of a channels_last image, `pixel_stride` apart, to one row per channel.
-template <class Stored, class T>
-void transpose_in(const Stored* source, int64_t pixel_stride, int64_t pixels, int64_t channels, T* rows,
-                  int64_t row_stride) {
-  int64_t c = 0;
+// to(c)[p] = from(p)[c] for `pixels` rows of `channels` each, wherever they lie.
+template <class From, class To>
+GROUPCONV_INLINE void transpose_rows(const From& from, int64_t pixels, int64_t channels, const To& to) {
+  using T = std::remove_pointer_t<decltype(to(0))>;
+  int64_t whole = 0;
 #if defined(__AVX2__)
   if constexpr (has_fast_block<T>) {
+    whole = channels / block * block;
     for (int64_t p = 0; p < pixels; p += block) {
-      for (c = 0; c + block <= channels; c += block) {
-        stage_block(source + p * pixel_stride + c, pixel_stride, pixels - p,
-                    reinterpret_cast<float*>(rows + c * row_stride + p), row_stride);
+      for (int64_t c = 0; c < whole; c += block) {
+        stage_block([&](int64_t i) GROUPCONV_INLINE_LAMBDA { return from(p + i) + c; }, pixels - p,
+                    [&](int64_t i)
+                        GROUPCONV_INLINE_LAMBDA { return reinterpret_cast<float*>(to(c + i) + p); });
       }
     }
   }
 #endif
-  for (; c < channels; ++c) {
-    for (int64_t p = 0; p < pixels; ++p)
-      rows[c * row_stride + p] = element_of<T>(source[p * pixel_stride + c]);
+  for (int64_t c = whole; c < channels; ++c) {
+    for (int64_t p = 0; p < pixels; ++p) to(c)[p] = element_of<T>(from(p)[c]);
   }
+}
+
+// pixels × channels of a channels_last image, `pixel_stride` apart, to one row per channel.
+template <class Stored, class T>
+void transpose_in(const Stored* source, int64_t pixel_stride, int64_t pixels, int64_t channels, T* rows,
+                  int64_t row_stride) {
+  transpose_rows([&](int64_t p) GROUPCONV_INLINE_LAMBDA { return source + p * pixel_stride; }, pixels,
+                 channels, [&](int64_t c) GROUPCONV_INLINE_LAMBDA { return rows + c * row_stride; });
 }
 
 template <class T>

@@ -314,6 +314,20 @@ constexpr bool has_compress = false;
 template <class T>
 constexpr bool has_permute = __is_same(T, float) && Vec<T>::lanes > 1;
 
+// sum + x where the mask is set, sum elsewhere.
+template <class T>
+GROUPCONV_INLINE Vec<T> add_where(Vec<T> sum, Vec<T> x, typename Vec<T>::Mask mask) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(T, float)) {
+    return {_mm512_mask_add_ps(sum.v, mask, sum.v, x.v)};
+  } else {
+    return {_mm512_mask_add_pd(sum.v, mask, sum.v, x.v)};
+  }
+#else
+  return sum + only(x, mask);
+#endif
+}
+
 template <class T>
 GROUPCONV_INLINE Vec<T> zero() {
   return Vec<T>::broadcast(T(0));

@@ -60,7 +60,7 @@ class LaneWeightGrad {
 
  public:
   static bool suits(const WeightGradProblem<Stored>& p) {
-    // Transposing an element takes a quarter of an instruction on either side.
+    // Transposing a vector takes six instructions on either side.
     constexpr int64_t least_depth = 32;
     if constexpr (lanes == 1 || multiplies_stored<Stored>) return false;
     if (p.input.channels_last() || p.grad.channels_last()) return false;

@@ -35,7 +35,9 @@ std::vector<int64_t> with_window_of(const Tensor& weight, int64_t first, std::ve
 }
 
 Tensor empty_with(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+  Tensor tensor = torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+  ask_for_huge_pages(tensor.data_ptr(), static_cast<size_t>(tensor.numel()) * tensor.element_size());
+  return tensor;
 }
 
 void check_labels(const char* name, const Tensor& labels) {

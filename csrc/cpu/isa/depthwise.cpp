@@ -23,11 +23,13 @@ bool Kernels<Stored>::depthwise(const ConvolveProblem<Stored>& problem) {
       return true;
     }
     if constexpr (is_float<Stored>) {
-      if (DepthwiseSmallMaps<Stored>::suits(problem, shape)) {
-        DepthwiseSmallMaps<Stored>(problem, shape).run();
+      const bool in_rows = DepthwiseRows<Stored>::suits(problem);
+      const bool in_strips = in_rows && DepthwiseRows<Stored>::goes_down_strips(*problem.sweep);
+      if (!in_strips && DepthwiseSmallMaps<Stored>::suits(problem, shape)) {
+        DepthwiseSmallMaps<Stored>(problem).run();
         return true;
       }
-      if (DepthwiseRows<Stored>::suits(problem)) {
+      if (in_rows) {
         DepthwiseRows<Stored>(problem).run();
         return true;
       }
@@ -46,7 +48,7 @@ bool Kernels<Stored>::depthwise_grad(const WeightGradProblem<Stored>& problem) {
       return true;
     }
     if (DepthwiseGradSmallMaps<Stored>::suits(problem, shape)) {
-      DepthwiseGradSmallMaps<Stored>(problem, shape).run();
+      DepthwiseGradSmallMaps<Stored>(problem).run();
       return true;
     }
     if (DepthwiseGradRows<Stored>::suits(problem)) {

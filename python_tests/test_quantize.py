@@ -216,6 +216,10 @@ def test_calibration_refuses_other_mistakes() -> None:
         quantize(network(), [])
     with pytest.raises(ValueError, match=r"eval\(\)"):
         quantize(network().train(), batches())
+    with pytest.raises(ValueError, match=r"layer '0' cannot.*float64; call model\.float\(\)"):
+        quantize(network().double(), [batch.double() for batch in batches()])
+    with pytest.raises(ValueError, match=r"layer '0' cannot.*on meta; move the model"):
+        quantize(network().to("meta"), batches())
     with pytest.raises(TypeError, match=r"nn\.Module"):
         quantize("network", batches())  # type: ignore[arg-type]
     model = network()
@@ -297,7 +301,7 @@ def test_not_on_a_gpu() -> None:
         with pytest.raises(ValueError, match="run on the CPU"):
             Quantization(1.0, 0).quantize(x.float())
     layer = PartitionedConv2d(4, 4, 1, device="meta")
-    with pytest.raises(ValueError, match="is on meta; move the model to the CPU"):
+    with pytest.raises(ValueError, match="on meta; move the model to the CPU"):
         QuantizedPartitionedConv2d(layer, Quantization(1.0, 0))
 
 

@@ -74,6 +74,7 @@ class QuantizedPartitionedConv2d(ConvArguments, nn.Module):
         reason = why_not(conv)
         if reason is not None:
             raise ValueError(f"{conv} cannot be quantised: it {reason}")
+        check_stored(conv)
         self.in_channels = conv.in_channels
         self.out_channels = conv.out_channels
         self.partition = conv.partition
@@ -186,9 +187,16 @@ def why_not(layer: nn.Module) -> str | None:
         )
     if layer.activation not in QUANTIZED_ACTIVATIONS:
         return f"ends with {layer.activation!r}; expected one of {QUANTIZED_ACTIVATIONS}"
-    if not layer.weight.is_cpu:
-        return f"is on {layer.weight.device}; move the model to the CPU"
     return None
+
+
+def check_stored(layer: PartitionedConv2d) -> None:
+    """Refuse a layer that could be quantised if it were float32 on the CPU."""
+    weight = layer.weight
+    if not weight.is_cpu:
+        raise ValueError(f"its weight is on {weight.device}; move the model to the CPU")
+    if weight.dtype != torch.float32:
+        raise ValueError(f"its weight is {weight.dtype}; call model.float() before")
 
 
 def gains(layer: PartitionedConv2d) -> bool:
@@ -232,7 +240,7 @@ def quantize(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Raises:
         ValueError: There is no batch, a layer is never called or reads NaN or Inf, or the model is
-            in training mode; no layer is replaced.
+            in training mode, not float32 or not on the CPU; no layer is replaced.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {model!r}; expected an nn.Module")
@@ -243,6 +251,11 @@ def quantize(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         for name, layer in model.named_modules()
         if isinstance(layer, PartitionedConv2d) and why_not(layer) is None and gains(layer)
     }
+    for layer, name in names.items():
+        try:
+            check_stored(layer)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r} cannot be quantised: {error}") from error
     ranges = _observe(model, list(names), batches)
     places = {}
     for layer, seen in ranges.items():

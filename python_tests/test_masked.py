@@ -21,6 +21,7 @@ SHAPES = [
     (8, 8, 1, 1),
     (5, 6, 11, 3),
     (67, 130, 5, 1),
+    (43, 20, 12, 2),
 ]
 """Outputs, inputs, groups and kernel; more groups than channels among them."""
 

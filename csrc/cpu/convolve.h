@@ -4,7 +4,8 @@
 // then multiply_rows for every group, then the destination (written directly where it is made of rows,
 // else unstaged). What is decided once per call:
 //   source   direct | staged per group (NCHW) | staged whole (channels_last: all channels of a pixel at once)
-//   dest     direct, without the gaps between rows | sums per group          | sums whole (channels_last, or channels written by two groups)
+//   dest     direct, gaps between a tile's rows left out | sums per group
+//            | sums whole (channels_last, or channels written by two groups)
 // If neither side is whole, groups are work items of their own.
 #pragma once
 

@@ -9,9 +9,12 @@
 // (24 sums, 3 sources, 1 weight), with 16 it is 4 × 3 (12 + 3 + 1).
 // Pixels are the outer loop: the tile of source rows stays in L1 while all destination rows pass over it.
 //
-// Weights of a tile's rows that lie next to each other are read from one pointer: an input gradient's do, a
-// forward pass brings them into blocks where that pays (row_blocks.h). Else each row has its own address, and a
-// fifth of the instructions computes it.
+// Weights of a tile's rows that lie next to each other are read from one pointer: those of an input gradient
+// without a window do, others are brought into blocks where that pays (row_blocks.h). Else each row has its own
+// address, and a fifth of the instructions computes it.
+//
+// Sums leave for the image or for scratch: gaps between a tile's rows, which an image does not have, are taken out
+// on the way (row_gaps.h), and what is larger than the caches is stored past them (stores.h).
 #pragma once
 
 #include "cpu/pair.h"

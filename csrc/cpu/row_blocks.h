@@ -1,6 +1,7 @@
-// The weights of a forward pass in blocks of the rows that multiply_rows takes at a time, next to each other for
-// each source: of each group [rows / max_tile_rows][depth][max_tile_rows]. It is one pass over the weights, once a
-// call for all tiles and threads, and pays where enough pixels are multiplied by them and they stay in cache.
+// Weights in blocks of the rows that multiply_rows takes at a time, next to each other for each source: of each
+// group [rows / max_tile_rows][depth][max_tile_rows]. An input gradient's without a window lie so already. It is
+// one pass over the weights, once a call for all tiles and threads, and pays where enough pixels are multiplied
+// by them and they stay in cache.
 #pragma once
 
 #include "cpu/multiply.h"

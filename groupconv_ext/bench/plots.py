@@ -227,9 +227,11 @@ def _roofline(report: Report) -> Figure | None:
         axes.plot(
             [low, ridge], [low * bandwidth, peak], color=BOUND_COLOUR, linewidth=1, linestyle=line
         )
+        # Further along its line than the one before, whose line may be the same.
+        at = low * 1.15 * 1.7**index
         axes.text(
-            low * 1.15,
-            low * 1.15 * bandwidth,
+            at,
+            at * bandwidth,
             f"{level.name} {bandwidth:.0f} GB/s",
             rotation=degrees(atan(bandwidth)),
             rotation_mode="anchor",

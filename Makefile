@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := setup.py CMakeLists.txt pyproject.toml MANIFEST.in README.md LICENSE \
   $(shell find csrc groupconv_ext tools/refuse_spills.py -type f -not -name '*.so' -not -name '*.pyc')
-NATIVE_SOURCES := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+NATIVE_SOURCES := $(shell find csrc python_tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 ifeq ($(VENV),none)
   PY := $(PYTHON)

@@ -7,9 +7,11 @@ another form, so that a slow moment falls on all of them. Forward (evaluation, N
     ours, converted   groups fixed, weights packed
     ours, folded      normalisations folded into the convolutions as well
     ours, compiled    folded, through torch.compile with freezing            (--compile)
+    ours, packaged    folded, exported and compiled ahead, no Python within  (--package)
     plain             index_select and grouped convolutions, the same function
     plain, folded     the same with its normalisations folded
     plain, compiled   folded, through torch.compile with freezing            (--compile)
+    plain, packaged   folded, exported and compiled ahead, no Python within  (--package)
     unpermuted        grouped convolutions alone: the same work, another function
     standard          the network of dense convolutions that it replaces
 
@@ -30,7 +32,9 @@ import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -183,6 +187,24 @@ def call(model: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return run
 
 
+def packages(
+    forms: dict[str, nn.Module], x: torch.Tensor, folder: Path
+) -> dict[str, Callable[[], object]]:
+    """The folded networks as AOTInductor packages."""
+    found: dict[str, Callable[[], object]] = {}
+    for whose in ("ours", "plain"):
+        with torch.no_grad():
+            program = torch.export.export(forms[f"{whose}, folded"], (x,))
+        path = torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(folder / f"{whose}.pt2"),
+            inductor_configs={"freezing": True},
+        )
+        package = torch._inductor.aoti_load_package(path)
+        found[f"{whose}, packaged"] = partial(package, x)
+    return found
+
+
 def engines(model: nn.Module, x: torch.Tensor) -> dict[str, Callable[[], object]]:
     """The plain network in ONNX Runtime and OpenVINO, each where it is installed."""
     found: dict[str, Callable[[], object]] = {}
@@ -229,7 +251,9 @@ def waiting(run: Callable[[], object], device: str) -> Callable[[], object]:
     return wait
 
 
-def measure(name: str, direction: str, chosen: argparse.Namespace, plan: Plan) -> Iterable[Row]:
+def measure(
+    name: str, direction: str, chosen: argparse.Namespace, plan: Plan, folder: Path
+) -> Iterable[Row]:
     network = NETWORKS[name]
     torch._dynamo.reset()
     device = chosen.device
@@ -247,6 +271,8 @@ def measure(name: str, direction: str, chosen: argparse.Namespace, plan: Plan) -
         for form in ("ours, converted", "ours, folded", "plain, folded"):
             check(forms[form], forms["plain"], x)
         calls = {form: call(model, x) for form, model in forms.items()}
+        if chosen.package:
+            calls |= packages(forms, x, folder)
         if chosen.engines:
             calls |= engines(forms["plain"], x)
     timings = interleave({form: waiting(run, device) for form, run in calls.items()}, plan)
@@ -379,6 +405,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="default: 1, and a few in a training step")
     parser.add_argument("--train", action="store_true", help="training steps, not forward passes")
     parser.add_argument("--compile", action="store_true", help="compiled forms too; takes minutes")
+    parser.add_argument("--package", action="store_true", help="AOTInductor packages too")
     parser.add_argument("--engines", action="store_true", help="ONNX Runtime and OpenVINO too")
     parser.add_argument("--seconds", type=float, default=10.0, help="for a network")
     parser.add_argument("--resume", action="store_true", help="only what --out does not have yet")
@@ -404,7 +431,8 @@ def main() -> None:
         names = [name for name in names if (name, direction) not in done]
     for name in names:
         rows = [row for row in rows if (row.network, row.direction) != (name, direction)]
-        rows += measure(name, direction, chosen, plan)
+        with TemporaryDirectory() as folder:
+            rows += measure(name, direction, chosen, plan, Path(folder))
         leave(chosen.out, rows, conditions)
         measured = [row for row in rows if (row.network, row.direction) == (name, direction)]
         print(markdown(measured), flush=True)

@@ -12,7 +12,7 @@ Read :mod:`groupconv_ext.partition` first: it holds the one idea.
 from . import backends, models, nn, quantization, reference, report
 from .chain import chain
 from .counting import Count, count
-from .doctor import doctor
+from .doctor import doctor, native_library
 from .functional import conv1d, conv2d
 from .learned import dgconv_conv2d, dgconv_weight, flgc_conv2d, flgc_weight
 from .partition import Partition
@@ -39,6 +39,7 @@ __all__ = [
     "flgc_conv2d",
     "flgc_weight",
     "models",
+    "native_library",
     "nn",
     "quantization",
     "quantized_conv2d",

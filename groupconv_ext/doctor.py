@@ -17,7 +17,7 @@ import torch
 
 from . import _ops, backends
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "native_library"]
 
 Section = dict[str, str]
 
@@ -41,6 +41,20 @@ def doctor() -> str:
     for title, section in sections.items():
         lines += [title, *(f"  {label:{width}}  {text}" for label, text in section.items())]
     return "\n".join(lines)
+
+
+def native_library() -> Path:
+    """The shared library of the operations and kernels, which needs PyTorch's and no Python.
+
+    A process that loads it (``torch.ops.load_library``; ``dlopen`` in C++) can run exported and
+    packaged networks; importing this package does that.
+
+    Raises:
+        RuntimeError: It was not built into this installation, or cannot be loaded.
+    """
+    if _ops.unavailable is not None:
+        raise RuntimeError(_ops.unavailable)
+    return _ops.LIBRARY
 
 
 def _introspection() -> tuple[ModuleType | None, str]:
@@ -76,7 +90,7 @@ def _native_library(introspect: ModuleType | None, why_not: str) -> Section:
         return {"loaded": f"no: {why_not}"}
     build = introspect.build_info()
     section = {
-        "loaded": "yes",
+        "loaded": f"yes, {_ops.LIBRARY}",
         "compiler": f"{build['compiler']}, {build['flags']}",
         "torch headers": f"{build['torch']} (the library runs in torch 2.11 and later)",
         "kernels": f"{len(introspect.kernel_list())} in {build['instruction_sets']}",

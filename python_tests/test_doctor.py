@@ -67,6 +67,14 @@ def test_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
     report = doctor()
     assert line(report, "loaded") == "no: the library is on holiday"
     assert line(report, "native").startswith("no: it ")
+    with pytest.raises(RuntimeError, match="on holiday"):
+        groupconv_ext.native_library()
+
+
+@needs_native
+def test_where_the_library_lies() -> None:
+    assert groupconv_ext.native_library().is_file()
+    assert line(doctor(), "loaded") == f"yes, {groupconv_ext.native_library()}"
 
 
 def test_without_the_introspection_module(monkeypatch: pytest.MonkeyPatch) -> None:

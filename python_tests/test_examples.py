@@ -5,7 +5,9 @@ right behind one is what it prints.
 """
 
 import io
+import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -13,9 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+DEPLOY = ROOT / "examples" / "deploy.py"
+EXAMPLES = sorted({*(ROOT / "examples").glob("*.py")} - {DEPLOY})
+COMPILER = os.environ.get("CXX") or shutil.which("g++")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("benches/**/*.md")])
 DRAW = {"partitions.md"}
 NEEDS = {"draw_partitions.py": ("matplotlib",), "flgc_digits.py": ("sklearn",)}
@@ -33,10 +38,27 @@ def page_id(path: Path) -> str:
 def test_example(path: Path, tmp_path: Path) -> None:
     for name in NEEDS.get(path.name, ()):
         pytest.importorskip(name)
-    command = [sys.executable, path]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert printed_by([sys.executable, path], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_deploys_without_python(tmp_path: Path) -> None:
+    found, kernels = printed_by([sys.executable, DEPLOY, "network.pt2"], tmp_path).splitlines()
+    torch_folder = Path(torch.__file__).parent
+    include, lib = torch_folder / "include", torch_folder / "lib"
+    command = [COMPILER, "-std=c++20", DEPLOY.with_suffix(".cpp"), "-o", "deploy", "-w"]
+    command += ["-I", include, "-I", include / "torch" / "csrc" / "api" / "include", "-L", lib]
+    printed_by([*command, "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}"], tmp_path)
+    library = kernels.removeprefix("the kernels: ")
+    assert printed_by(["./deploy", "network.pt2", library], tmp_path).strip() == found
+
+
+def printed_by(command: list[object], folder: Path) -> str:
+    arguments = [str(argument) for argument in command]
+    run = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert run.stdout
+    return run.stdout
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)

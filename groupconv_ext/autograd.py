@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ._ops import is_channels_last
+from ._layout import is_channels_last
 from .operations import ACTIVATIONS, NATIVE_OPERATIONS, Operations
 from .partition import Partition
 from .window import Window

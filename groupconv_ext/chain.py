@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import register_constant
 
 from . import _ops
+from ._layout import is_channels_last
 from .autograd import (
     ACTIVATIONS,
     FUSED_IN_TRAINING,
@@ -204,7 +205,7 @@ class _TritonChain:
         need_weights: bool,
     ) -> tuple[torch.Tensor | None, Sequence[torch.Tensor | None]]:
         if not need_weights and by_triton.has_input_grad(partitions):
-            channels_last = _ops.is_channels_last(x)
+            channels_last = is_channels_last(x)
             by_x = by_triton.chain_input_grad(grad, weights, partitions, channels_last)
             return by_x, [None] * len(weights)
         by_x, *by_weights = _gradients_by_stage(grad, x, weights, partitions, self.stages)
@@ -283,7 +284,7 @@ def _gradients_by_stage(
     for weight, partition in stages[:-1]:
         between = convolve(hidden[-1], weight, None, None, partition, _POINTWISE, "none", by)
         hidden.append(between)
-    size, channels_last = (x.shape[2], x.shape[3]), _ops.is_channels_last(x)
+    size, channels_last = (x.shape[2], x.shape[3]), is_channels_last(x)
     grads = []
     for (weight, partition), read in zip(reversed(stages), reversed(hidden), strict=True):
         grads.append(weight_grad(grad, read, partition, _POINTWISE, (1, 1), by))

@@ -25,7 +25,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from . import _ops
-from ._ops import is_channels_last
+from ._layout import is_channels_last
 from .autograd import Grad, quick_to_apply
 from .operations import NATIVE_LABELLED, LabelledOperations
 from .partition import Partition

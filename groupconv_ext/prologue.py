@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import _ops, reference
+from . import reference
+from ._layout import compute_dtype, is_channels_last
 from .autograd import before_activation, input_grad, quick_to_apply, wants_grad, weight_grad
 from .operations import NATIVE_OPERATIONS, Before, Operations
 from .partition import Partition
@@ -194,12 +195,12 @@ def _differentiable_grads(
 ) -> tuple[Grad, Grad, Grad, Grad]:
     """The same gradients made of operations that can be differentiated again: x' is stored."""
     scale, shift, relu = before
-    wide = x.to(_ops.compute_dtype(x))
+    wide = x.to(compute_dtype(x))
     prepared = reference.prologue(x, scale, shift, "relu" if relu else None)
     by_x = by_scale = by_shift = by_weight = None
     if need_input:
         size = (x.shape[2], x.shape[3])
-        channels_last = _ops.is_channels_last(x)
+        channels_last = is_channels_last(x)
         g = input_grad(grad, weight, partition, window, size, channels_last, operations)
         g = g.to(wide.dtype)
         if relu:

@@ -18,7 +18,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from ._ops import is_channels_last
+from ._layout import is_channels_last
 from .autograd import convolve, input_grad, quick_to_apply, wants_grad, weight_grad
 from .backends import Call, choose, device_name
 from .backends.choice import best_way

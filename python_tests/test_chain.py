@@ -6,6 +6,7 @@ from helpers import CHAINS, DTYPES, ISAS, LAYOUTS, assert_within_rounding, exact
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, _ops, reference
+from groupconv_ext._layout import is_channels_last
 from groupconv_ext.backends import BackendError
 
 SIZES = [(2, 5, 6), (1, 1, 1), (3, 20, 29), (1, 40, 64)]
@@ -56,7 +57,7 @@ def test_every_layout_and_dtype(layout: str, dtype: torch.dtype) -> None:
 
     y = gc.chain(x, weights, partitions=partitions)
     assert_within_rounding(y, exact(linear, x, weights[0]))
-    assert _ops.is_channels_last(y) == _ops.is_channels_last(x)
+    assert is_channels_last(y) == is_channels_last(x)
 
 
 @pytest.mark.native

@@ -26,6 +26,7 @@ from helpers import LAYOUTS, needs_native
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, _ops, reference
+from groupconv_ext._layout import is_channels_last
 
 pytestmark = CUDA_ON_CPU
 
@@ -57,7 +58,7 @@ def test_convolution_and_gradients(
 
     y = ops.conv2d(x, weight, None, None, table, p.out_channels, *window, 0)
     assert_close(y, expected.detach(), dtype)
-    assert _ops.is_channels_last(y) == _ops.is_channels_last(x)
+    assert is_channels_last(y) == is_channels_last(x)
 
     grad = torch.randn_like(y)
     by_x, by_weight = torch.autograd.grad(expected, wide, grad.double())

@@ -21,6 +21,7 @@ from helpers import LAYOUTS, needs_native
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, _ops
+from groupconv_ext._layout import is_channels_last
 from groupconv_ext.window import Window
 
 pytestmark = CUDA_ON_CPU
@@ -79,7 +80,7 @@ def test_both_levels(
     y, z = ops.two_level(*levels.arguments())
     for found, expected in zip((y, z), levels.expected(), strict=True):
         assert_close(found, expected, dtype)
-        assert _ops.is_channels_last(found) == _ops.is_channels_last(levels.x)
+        assert is_channels_last(found) == is_channels_last(levels.x)
     again = ops.two_level(*levels.arguments())
     assert all(torch.equal(*pair) for pair in zip((y, z), again, strict=True))
 

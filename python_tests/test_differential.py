@@ -37,6 +37,7 @@ from helpers import (
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from groupconv_ext import Partition, Prologue, _ops
+from groupconv_ext._layout import compute_dtype
 from groupconv_ext.autograd import ACTIVATIONS, convolve, input_grad, weight_grad
 from groupconv_ext.prologue import convolve_after
 
@@ -375,7 +376,7 @@ def check_case(seed: int) -> None:
                 activation = case.activation if name == "y" else None
                 try:
                     own = name not in ("∂scale", "∂shift")
-                    assert actual.dtype == (case.x.dtype if own else _ops.compute_dtype(case.x))
+                    assert actual.dtype == (case.x.dtype if own else compute_dtype(case.x))
                     assert_within_rounding(actual, expected[name], activation)
                 except AssertionError as error:
                     raise AssertionError(f"{name} by {isa}: {error}") from None

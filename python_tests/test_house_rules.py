@@ -18,10 +18,11 @@ NATIVE = ROOT / "csrc"
 # package itself: what `import groupconv_ext` loads lies below it, what starts from there above.
 ROOF = "groupconv_ext"
 FLOORS = (
-    *("_checks", "_per_device", "window", "partition"),
+    *("_checks", "_per_device", "_layout", "window", "partition"),
     *(
         "reference",
         "_introspect",
+        "_fakes",
         "_ops",
         "operations",
         "autograd",

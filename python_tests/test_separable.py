@@ -5,7 +5,8 @@ import torch
 from helpers import ISAS, LAYOUTS, PARTITIONS, forced_isa
 
 import groupconv_ext as gc
-from groupconv_ext import Partition, _ops, reference
+from groupconv_ext import Partition, reference
+from groupconv_ext._layout import is_channels_last
 from groupconv_ext.backends import BackendError
 
 pytestmark = pytest.mark.native
@@ -77,7 +78,7 @@ def test_equals_the_two(name: str, window: tuple[tuple[int, int], ...], isa: str
                     backend="native",
                     **settings,
                 )
-            assert _ops.is_channels_last(y) == (layout == "channels_last")
+            assert is_channels_last(y) == (layout == "channels_last")
             torch.testing.assert_close(y.contiguous(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -115,7 +116,7 @@ def test_any_layout_and_dtype(layout: str, dtype: torch.dtype) -> None:
     )
     tolerance = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}
     torch.testing.assert_close(y, two, **tolerance)
-    assert _ops.is_channels_last(y) == _ops.is_channels_last(x)
+    assert is_channels_last(y) == is_channels_last(x)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

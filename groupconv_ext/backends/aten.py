@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._ops import is_channels_last
+from .._layout import is_channels_last
 from ..partition import Partition
 from ..prologue import Prologue
 from ..window import Window

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import reference
-from .._ops import is_channels_last
+from .._layout import is_channels_last
 from ..partition import Partition
 from ..prologue import Prologue
 from ..window import Window

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from .._ops import is_channels_last
+from .._layout import is_channels_last
 from ..partition import Partition
 from ..prologue import Prologue
 from ..window import Window

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..._ops import is_channels_last, tf32_allowed
+from ..._layout import is_channels_last
+from ..._ops import tf32_allowed
 from ...operations import ACTIVATIONS
 from ...partition import Partition
 from . import planner

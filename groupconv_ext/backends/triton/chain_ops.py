@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 
-from ..._ops import empty_image
+from ..._layout import empty_image
 from . import chain_kernels
 from .ops import as_rows, check_channels, check_operands, is_large, precision, rows_join, strides
 from .registration import launch_kernel, register

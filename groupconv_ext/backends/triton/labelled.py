@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch.utils._pytree import register_constant
 
-from ..._ops import is_channels_last, tf32_allowed
+from ..._layout import is_channels_last
+from ..._ops import tf32_allowed
 from ...partition import kronecker_radices
 from ...window import Window
 from .operations import choose_launch, count_pixels, splits

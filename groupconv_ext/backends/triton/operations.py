@@ -14,7 +14,8 @@ import torch
 from torch.compiler import is_compiling
 from torch.utils._pytree import register_constant
 
-from ..._ops import compute_dtype, is_channels_last, tf32_allowed
+from ..._layout import compute_dtype, is_channels_last
+from ..._ops import tf32_allowed
 from ...operations import ACTIVATIONS, Before, Grads
 from ...partition import Partition
 from ...reference import prologue

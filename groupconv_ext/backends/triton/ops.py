@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import triton
 
-from ..._ops import empty_image
+from ..._layout import empty_image
 from ...window import Window
 from . import convolve_kernels, gradient_kernels, single_kernels
 from .planner import TILE_FIELDS

@@ -98,7 +98,7 @@ class StageRows {
     space.plan<const T*>(most_rows_);
     space.plan<T*>(most_rows_);
     space.plan<T>(most_rows_);
-    space.plan<T>(most_depth_);
+    space.plan<T>(most_columns<T> * most_depth_);
     space.plan<int64_t>(most_depth_);
     space.plan<int64_t>(most_depth_);
   }
@@ -106,7 +106,7 @@ class StageRows {
     sources_ = space.take<const T*>(most_rows_);
     dests_ = space.take<T*>(most_rows_);
     bias_ = space.take<T>(most_rows_);
-    column_ = space.take<T>(most_depth_);
+    columns_ = space.take<T>(most_columns<T> * most_depth_);
     steps_ = space.take<int64_t>(most_depth_);
     block_steps_ = space.take<int64_t>(most_depth_);
     for (int64_t i = 0; i < most_depth_; ++i) block_steps_[i] = i * max_tile_rows;
@@ -161,7 +161,7 @@ class StageRows {
     job.sources = sources_ + reads.offsets[g];
     job.dests = dests_ + writes.offsets[g];
     job.weight = stage.weight + stage.partition->weight_offsets[g];
-    job.column = column_;
+    job.columns = columns_;
     job.steps = steps_;
     job.block_steps = block_steps_;
     multiply_rows(job);
@@ -170,7 +170,7 @@ class StageRows {
   int64_t most_rows_ = 0, most_depth_ = 0;
   const T** sources_ = nullptr;
   T** dests_ = nullptr;
-  T *bias_ = nullptr, *column_ = nullptr;
+  T *bias_ = nullptr, *columns_ = nullptr;
   int64_t *steps_ = nullptr, *block_steps_ = nullptr;
 };
 

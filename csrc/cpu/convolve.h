@@ -129,6 +129,11 @@ class Convolution {
     stage(p_.source, n, channels, planes_, tile, shape, staged, distance, shape.size, p_.prologue);
   }
 
+  // Rows that lie where the image has them begin lines where channels are whole lines apart.
+  bool copies_tiles() const {
+    return source_direct_ && most_dests_ >= rows_worth_a_copy && p_.source.stride_c % Vec<T>::lanes != 0;
+  }
+
   void run_tile(const Weights<Stored, Operand>& weights, const RowBlocks<Stored, Operand>& blocks,
                 const Gaps& gaps, int64_t n, const Tile& tile, int64_t first_group,
                 int64_t group_count) const {
@@ -145,7 +150,9 @@ class Convolution {
     space.plan<T>(summed_ * sum_distance);
     space.plan<const Operand*>(depth);
     space.plan<int64_t>(depth);
-    space.plan<Operand>(depth);
+    space.plan<Operand>(most_columns<Operand> * depth);
+    space.plan<Operand>(copies_tiles() ? depth * tile_width<Operand> : 0);
+    space.plan<const Operand*>(copies_tiles() ? depth : 0);
     space.plan<T*>(rows);
     space.plan<const T*>(rows);
     space.plan<T>(rows);
@@ -155,7 +162,9 @@ class Convolution {
     T* sums = space.take<T>(summed_ * sum_distance);
     const Operand** sources = space.take<const Operand*>(depth);
     int64_t* steps = space.take<int64_t>(depth);
-    Operand* column = space.take<Operand>(depth);
+    Operand* columns = space.take<Operand>(most_columns<Operand> * depth);
+    Operand* copy = space.take<Operand>(copies_tiles() ? depth * tile_width<Operand> : 0);
+    const Operand** copied = space.take<const Operand*>(copies_tiles() ? depth : 0);
     T** dests = space.take<T*>(rows);
     const T** residuals = space.take<const T*>(rows);
     T* bias = space.take<T>(rows);
@@ -168,7 +177,11 @@ class Convolution {
     MultiplyJob<Operand> job{};
     job.sources = sources;
     job.steps = steps;
-    job.column = column;
+    job.columns = columns;
+    if (copies_tiles()) {
+      job.tile = copy;
+      job.tile_rows = copied;
+    }
     job.dests = dests;
     job.length = length;
     job.accumulate = accumulate_;

@@ -33,7 +33,10 @@ struct MultiplyJob {
   int64_t depth;
   const T* weight;  // or null: only in blocks
   int64_t weight_row_stride;
-  T* column;                         // [depth] scratch
+  int64_t sources_begin;             // the pixel that sources point to
+  T* columns;                        // [most_columns][depth] scratch
+  T* tile;                           // [depth][a tile's pixels] scratch to copy source rows to, or null
+  const T** tile_rows;               // [depth] scratch, where there is a tile
   sum_t<T>* const* dests;            // [rows]
   const sum_t<T>* bias;              // [rows], or null
   const sum_t<T>* const* residuals;  // [rows], or null
@@ -144,13 +147,13 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
     }
   }
 
-  const int64_t depth = job.depth;
+  const int64_t depth = job.depth, source_pixel = pixel - job.sources_begin;
   const T* const* sources = job.sources;
   const int64_t* steps = weights.steps;
   const T* first_weights = weights.first + row * weights.row_step;
   const Strides strides(weights.stride * static_cast<int64_t>(sizeof(T)));
   for (int64_t j = 0; j < depth; ++j) {
-    const T* source = sources[j] + pixel;
+    const T* source = sources[j] + source_pixel;
     const T* weight = first_weights + steps[j];
     V_ x[V];
 #pragma GCC unroll 8
@@ -240,44 +243,69 @@ void multiply_last_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights
   }
 }
 
+// Of a row that does not begin a line most vectors lie in two, which takes two accesses, in every pass of a block of
+// rows over the tile. Where many pass, the tile is copied first to where its rows begin lines.
+constexpr int64_t rows_worth_a_copy = 16 * max_tile_rows;
+template <class T>
+constexpr int64_t tile_width = tile_vectors(max_tile_rows) * Vec<T>::lanes;
+
+template <class T>
+void copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
+  constexpr int lanes = Vec<T>::lanes, vectors = tile_vectors(max_tile_rows);
+  const int64_t present = job.length - pixel;
+  for (int64_t j = 0; j < job.depth; ++j) {
+    const T* source = job.sources[j] + pixel;
+    T* to = job.tile + j * tile_width<T>;
+    job.tile_rows[j] = to;
+    if (present >= tile_width<T>) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) Vec<T>::load(source + v * lanes).store(to + v * lanes);
+      prefetch_next<T, vectors>(source);
+    } else {
+      for (int64_t v = 0; v < present; v += lanes)
+        Vec<T>::load(source + v, Vec<T>::first(present - v)).store(to + v);
+    }
+  }
+}
+
 template <class T, bool Adjacent>
 void multiply_all_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights) {
-  constexpr int64_t width = tile_vectors(max_tile_rows) * Vec<T>::lanes;
   const int64_t full = job.rows - job.rows % max_tile_rows;
-  for (int64_t pixel = 0; full > 0 && pixel < job.length; pixel += width) {
+  const bool copies = job.tile && full >= rows_worth_a_copy;
+  MultiplyJob<T> tiled = job;
+  if (copies) tiled.sources = job.tile_rows;
+  for (int64_t pixel = 0; full > 0 && pixel < job.length; pixel += tile_width<T>) {
+    if (copies) {
+      copy_tile(job, pixel);
+      tiled.sources_begin = pixel;
+    }
     for (int64_t row = 0; row < full; row += max_tile_rows) {
-      multiply_span<T, max_tile_rows, Adjacent>(job, weights, row, pixel, width);
+      multiply_span<T, max_tile_rows, Adjacent>(tiled, weights, row, pixel, tile_width<T>);
     }
   }
   // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.
   multiply_last_rows<T, Adjacent>(job, weights, full);
 }
 
-// The few pixels beyond the last whole vector, one at a time: a masked tile would spend as much on them
-// as on a whole vector. Now lanes run over what is contiguous in the weight: over the depth in a forward
-// pass (a row of weights times a column of pixels), over the rows in an input gradient.
+// The few pixels beyond the last whole vector: a masked tile would spend as much on them as on a whole vector. Now
+// lanes run over what is contiguous in the weight: over the depth in a forward pass (a row of weights times columns
+// of pixels), over the rows in an input gradient. A vector of weights meets all of these pixels.
 template <class T>
+constexpr int most_columns = Vec<T>::lanes / 4 > 0 ? Vec<T>::lanes / 4 : 1;
+
+template <class T, int P>
 class ColumnMultiply {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
   static constexpr int lanes = V_::lanes;
-  static constexpr int rows_at_once = 8;
+  static constexpr int rows_at_once = 4 * P <= vector_registers / 3 ? 8 : 4;
 
  public:
-  static bool suits(const MultiplyJob<T>& job, int64_t pixels) {
-    const bool depth_contiguous = job.depth > 1 && job.steps[job.depth - 1] == job.depth - 1;
-    return job.weight && lanes > 1 && pixels <= lanes / 4 && job.depth >= 2 * lanes &&
-           (depth_contiguous || job.weight_row_stride == 1);
-  }
-
-  ColumnMultiply(const MultiplyJob<T>& job, int64_t pixel) : job_(job), place_(pixel) {
-    if (job.gaps) {
-      const GapVector& gap = job.gaps[pixel / lanes];
-      const uint32_t lane = uint32_t{1} << (pixel % lanes);
-      if (!(gap.lanes & lane)) return;
-      place_ = gap.before + __builtin_popcount(gap.lanes & (lane - 1));
+  ColumnMultiply(const MultiplyJob<T>& job, int64_t pixel) : job_(job) {
+    for (int p = 0; p < P; ++p) places_[p] = place(pixel + p);
+    for (int64_t j = 0; j < job.depth; ++j) {
+      for (int p = 0; p < P; ++p) job.columns[p * job.depth + j] = job.sources[j][pixel + p];
     }
-    for (int64_t j = 0; j < job.depth; ++j) job.column[j] = job.sources[j][pixel];
     if (job.weight_row_stride == 1) {
       for (int64_t row = 0; row < job.rows; row += lanes) over_rows(row);
     } else {
@@ -288,76 +316,117 @@ class ColumnMultiply {
   }
 
  private:
+  // Where a pixel lies in a row of dests and residuals; -1: in a gap.
+  int64_t place(int64_t pixel) const {
+    if (!job_.gaps) return pixel;
+    const GapVector& gap = job_.gaps[pixel / lanes];
+    const uint32_t lane = uint32_t{1} << (pixel % lanes);
+    return gap.lanes & lane ? gap.before + __builtin_popcount(gap.lanes & (lane - 1)) : -1;
+  }
+
   template <int R>
   void over_depth(int64_t row) const {
-    Sum sums[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sums[r] = zero<sum_t<T>>();
+    Sum sums[P * R];
+#pragma GCC unroll 32
+    for (int i = 0; i < P * R; ++i) sums[i] = zero<sum_t<T>>();
     const T* weight = job_.weight + row * job_.weight_row_stride;
-    int64_t j = 0;
-    for (; j + lanes <= job_.depth; j += lanes) {
-      const V_ x = V_::load(job_.column + j);
+    const auto add = [&](int64_t j, auto load) GROUPCONV_INLINE_LAMBDA {
+      V_ x[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) x[p] = load(job_.columns + p * job_.depth + j);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        sums[r] = multiply_add(V_::load(weight + r * job_.weight_row_stride + j), x, sums[r]);
+        const V_ w = load(weight + r * job_.weight_row_stride + j);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) sums[p * R + r] = multiply_add(w, x[p], sums[p * R + r]);
       }
+    };
+    int64_t j = 0;
+    for (; j + lanes <= job_.depth; j += lanes) {
+      add(j, [](const T* p) GROUPCONV_INLINE_LAMBDA { return V_::load(p); });
     }
     if (j < job_.depth) {
       const auto mask = V_::first(job_.depth - j);
-      const V_ x = V_::load(job_.column + j, mask);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        sums[r] = multiply_add(V_::load(weight + r * job_.weight_row_stride + j, mask), x, sums[r]);
-      }
+      add(j, [&](const T* p) GROUPCONV_INLINE_LAMBDA { return V_::load(p, mask); });
     }
-    sum_t<T> totals[R];
-    sum_each<R>(sums, totals);
-    for (int r = 0; r < R; ++r) finish(row + r, totals[r]);
+    sum_t<T> totals[P * R];
+    sum_each<P * R>(sums, totals);
+    for (int p = 0; p < P; ++p) finish(p, row, R, totals + p * R);
   }
 
   void over_rows(int64_t row) const {
     const auto mask = V_::first(smaller<int64_t>(lanes, job_.rows - row));
-    Sum even = zero<sum_t<T>>(), odd = zero<sum_t<T>>();
+    const T* weight = job_.weight + row;
+    Sum even[P], odd[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) even[p] = odd[p] = zero<sum_t<T>>();
+    const auto add = [&](int64_t j, Sum(&sums)[P]) GROUPCONV_INLINE_LAMBDA {
+      const V_ w = V_::load(weight + job_.steps[j], mask);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        sums[p] = multiply_add(w, V_::broadcast(job_.columns[p * job_.depth + j]), sums[p]);
+      }
+    };
     int64_t j = 0;
     for (; j + 2 <= job_.depth; j += 2) {
-      const T* weight = job_.weight + row;
-      even = multiply_add(V_::load(weight + job_.steps[j], mask), V_::broadcast(job_.column[j]), even);
-      odd = multiply_add(V_::load(weight + job_.steps[j + 1], mask), V_::broadcast(job_.column[j + 1]), odd);
+      add(j, even);
+      add(j + 1, odd);
     }
-    if (j < job_.depth) {
-      even = multiply_add(V_::load(job_.weight + row + job_.steps[j], mask), V_::broadcast(job_.column[j]),
-                          even);
+    if (j < job_.depth) add(j, even);
+    for (int p = 0; p < P; ++p) {
+      sum_t<T> sums[lanes];
+      (even[p] + odd[p]).store(sums);
+      finish(p, row, smaller<int64_t>(lanes, job_.rows - row), sums);
     }
-    sum_t<T> sums[lanes];
-    (even + odd).store(sums);
-    for (int64_t r = 0; r < smaller<int64_t>(lanes, job_.rows - row); ++r) finish(row + r, sums[r]);
   }
 
-  void finish(int64_t row, sum_t<T> sum) const {
-    sum_t<T>* dest = job_.dests[row] + place_;
-    if (job_.bias) sum += job_.bias[row];
-    if (job_.accumulate) sum += *dest;
-    if (job_.residuals) sum += job_.residuals[row][place_];
-    if (job_.clamped) {
-      sum = sum < job_.low ? job_.low : sum;  // false for NaN, which passes through
-      sum = sum > job_.high ? job_.high : sum;
+  void finish(int p, int64_t first, int64_t count, const sum_t<T>* sums) const {
+    if (places_[p] < 0) return;
+    for (int64_t row = first; row < first + count; ++row) {
+      sum_t<T> sum = sums[row - first];
+      sum_t<T>* dest = job_.dests[row] + places_[p];
+      if (job_.bias) sum += job_.bias[row];
+      if (job_.accumulate) sum += *dest;
+      if (job_.residuals) sum += job_.residuals[row][places_[p]];
+      if (job_.clamped) {
+        sum = sum < job_.low ? job_.low : sum;  // false for NaN, which passes through
+        sum = sum > job_.high ? job_.high : sum;
+      }
+      *dest = sum;
     }
-    *dest = sum;
   }
 
   const MultiplyJob<T>& job_;
-  int64_t place_;  // of the pixel in dests and residuals
+  int64_t places_[P];
 };
+
+template <class T>
+bool suits_columns(const MultiplyJob<T>& job, int64_t pixels) {
+  constexpr int lanes = Vec<T>::lanes;
+  const bool depth_contiguous = job.depth > 1 && job.steps[job.depth - 1] == job.depth - 1;
+  return job.weight && lanes > 1 && pixels <= lanes / 4 && job.depth >= 2 * lanes &&
+         (depth_contiguous || job.weight_row_stride == 1);
+}
+
+template <class T, int P = most_columns<T>>
+void multiply_columns(const MultiplyJob<T>& job, int64_t pixel) {
+  if constexpr (P > 0) {
+    if (job.length - pixel == P) {
+      ColumnMultiply<T, P>(job, pixel);
+    } else {
+      multiply_columns<T, P - 1>(job, pixel);
+    }
+  }
+}
 
 template <class T>
 void multiply_rows(const MultiplyJob<T>& job) {
   const int64_t beyond = job.length % Vec<T>::lanes;
-  if (beyond > 0 && ColumnMultiply<T>::suits(job, beyond)) {
+  if (beyond > 0 && suits_columns(job, beyond)) {
     MultiplyJob<T> vectors = job;
     vectors.length -= beyond;
     multiply_rows(vectors);
-    for (int64_t pixel = vectors.length; pixel < job.length; ++pixel) ColumnMultiply<T>(job, pixel);
-    return;
+    return multiply_columns(job, vectors.length);
   }
   if (job.blocks) return multiply_all_rows<T, true>(job, {job.blocks, job.depth, 1, job.block_steps});
   const TileWeights<T> as_they_lie{job.weight, job.weight_row_stride, job.weight_row_stride, job.steps};

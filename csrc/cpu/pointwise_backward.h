@@ -58,7 +58,7 @@ class PointwiseBackward {
     space.plan<const T*>(outs);
     space.plan<int64_t>(ins);
     space.plan<int64_t>(outs);
-    space.plan<T>(outs);
+    space.plan<T>(most_columns<T> * outs);
     space.plan<T*>(ins);
     space.open();
     T* unclamped = space.take<T>(outs * distance);
@@ -66,7 +66,7 @@ class PointwiseBackward {
     const T** grads = space.take<const T*>(outs);
     int64_t* input_steps = space.take<int64_t>(ins);
     int64_t* grad_steps = space.take<int64_t>(outs);
-    T* column = space.take<T>(outs);
+    T* columns = space.take<T>(most_columns<T> * outs);
     T** dests = space.take<T*>(ins);
 
     for (int64_t r = 0; r < outs; ++r) {
@@ -97,7 +97,7 @@ class PointwiseBackward {
     to_input.depth = outs;
     to_input.weight = p_.weight + p_.partition->weight_offsets[group];
     to_input.weight_row_stride = 1;
-    to_input.column = column;
+    to_input.columns = columns;
     to_input.dests = dests;
     to_input.rows = ins;
     to_input.length = tile.pixels;

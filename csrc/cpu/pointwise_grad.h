@@ -66,14 +66,14 @@ class PointwiseGrad {
     space.plan<T>(pixels_at_once * columns_at_once);
     const int64_t grads = divide_up(outs_, max_tile_rows) * max_tile_rows * pixels_at_once;
     space.plan<T>(grads);
-    space.plan<T>(pixels_at_once);
+    space.plan<T>(most_columns<T> * pixels_at_once);
     space.plan<const T*>(pixels_at_once);
     space.plan<int64_t>(pixels_at_once);
     space.plan<T*>(outs_);
     space.open();
     T* rows = space.take<T>(pixels_at_once * columns_at_once);
     T* staged_grad = space.take<T>(grads);
-    T* column = space.take<T>(pixels_at_once);
+    T* columns = space.take<T>(most_columns<T> * pixels_at_once);
     const T** sources = space.take<const T*>(pixels_at_once);
     int64_t* steps = space.take<int64_t>(pixels_at_once);
     T** dests = space.take<T*>(outs_);
@@ -82,7 +82,7 @@ class PointwiseGrad {
     MultiplyJob<T> job{};
     job.sources = sources;
     job.steps = steps;
-    job.column = column;
+    job.columns = columns;
     job.dests = dests;
     job.accumulate = true;
     for (int64_t unit = 0; unit < p_.input.batch * blocks_; ++unit) {

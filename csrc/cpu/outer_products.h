@@ -2,8 +2,8 @@
 //
 // Tile: R rows × V vectors of channels in registers, as in multiply_rows: 8 × 3 with 32 registers, 4 × 3 with 16.
 // What differs: rows of channels are staged, so that they lie a constant apart, and the gradient is read where it
-// lies, R rows of neighbouring pixels. Eight pixels are unrolled: all addresses are constants from a few
-// registers, and a step is V + R loads and R · V multiply-adds and nothing else.
+// lies, R rows of neighbouring pixels. Eight pixels are unrolled: all addresses are constants from a register for
+// each row, and a step is V + R loads and R · V multiply-adds and nothing else.
 //
 // Whoever calls says what is read next: between the pixels, where multiply-adds hide it, a line of it is fetched
 // at a time, as many as leave half of the line buffers to the loads.
@@ -22,9 +22,8 @@ constexpr int64_t columns_at_once = 48;
 
 template <class T>
 struct OuterProducts {
-  const T* rows;  // [pixels][columns_at_once]
-  const T* grad;
-  int64_t grad_row;  // Adjacent: 1, and pixels max_tile_rows apart; else pixels are neighbours
+  const T* rows;                  // [pixels][columns_at_once]
+  const T* grads[max_tile_rows];  // of neighbouring pixels; Adjacent: only the first, [pixels][max_tile_rows]
   int64_t pixels;
   T* dest;
   int64_t dest_row;
@@ -43,23 +42,25 @@ void add_outer_products(const OuterProducts<T>& job) {
     for (int v = 0; v < V; ++v) sums[r][v] = zero<T>();
   }
 
-  const T *x = job.rows, *grad = job.grad;
-  const Strides strides(job.grad_row * static_cast<int64_t>(sizeof(T)));
+  const T* x = job.rows;
+  const T* grads[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) grads[r] = Adjacent ? job.grads[0] + r : job.grads[r];
+  int64_t at = 0;
   const auto step = [&](int pixel) GROUPCONV_INLINE_LAMBDA {
     V_ row[V];
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) row[v] = V_::load(x + pixel * columns_at_once + v * lanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const T* place = Adjacent ? grad + pixel * R + r : strides.at(grad, r) + pixel;
-      const V_ factor = V_::broadcast(*place);
+      const V_ factor = V_::broadcast(grads[r][at + pixel * (Adjacent ? R : 1)]);
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(factor, row[v], sums[r][v]);
     }
   };
   const auto go_on = [&](int pixels) GROUPCONV_INLINE_LAMBDA {
     x += pixels * columns_at_once;
-    grad += pixels * (Adjacent ? R : 1);
+    at += pixels * (Adjacent ? R : 1);
   };
 
   // Sums wait for what they are added to at the end, from L2 or beyond.

@@ -8,8 +8,9 @@ namespace groupconv::cpu {
 namespace {
 
 int64_t ask([[maybe_unused]] int level, int64_t otherwise) {
-#if defined(_SC_LEVEL2_CACHE_SIZE) && defined(_SC_LEVEL3_CACHE_SIZE)
-  const int64_t bytes = sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
+#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE) && defined(_SC_LEVEL3_CACHE_SIZE)
+  const int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE};
+  const int64_t bytes = sysconf(names[level - 1]);
   if (bytes > 0) return bytes;
 #endif
   return otherwise;
@@ -27,8 +28,9 @@ bool shared_cache_is_slow() {
 }
 
 Caches find() {
+  const int64_t nearest = ask(1, int64_t{32} << 10);
   const int64_t own = ask(2, int64_t{1} << 20), shared = ask(3, int64_t{32} << 20);
-  return {own, shared_cache_is_slow() ? own : std::max(own, shared)};
+  return {nearest, own, shared_cache_is_slow() ? own : std::max(own, shared)};
 }
 
 }  // namespace

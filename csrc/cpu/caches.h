@@ -6,8 +6,9 @@
 namespace groupconv::cpu {
 
 struct Caches {
-  int64_t own;  // a core's largest one that is its own, in bytes
-  int64_t far;  // what is written to more memory than that is best written past all caches
+  int64_t nearest;  // L1, in bytes
+  int64_t own;      // a core's largest one that is its own, in bytes
+  int64_t far;      // what is written to more memory than that is best written past all caches
 };
 
 const Caches& caches();

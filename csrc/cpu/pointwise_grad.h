@@ -1,18 +1,19 @@
-// The weight gradient of a dense 1×1 convolution: D[n][c] += Σ_q grad[n][q] · input[c][q] as a product of
-// matrices, by multiply_rows.
+// The weight gradient of a 1×1 convolution with many channels in a group: D[n][c] += Σ_q grad[n][q] · input[c][q] as
+// a product of matrices, by add_outer_products. One group is dense: what a structure that learns needs.
 //
-// correlate_rows sums over lanes, which it has to add up for every entry and image, and loads 10 vectors for
-// 24 multiply-adds. Here lanes are channels of the input: a block of pixels is transposed into rows of
-// channels (in channels_last it lies so already), and the gradient is broadcast, 11 loads for 24, from blocks of
-// its channels (in channels_last from where it lies). Transposing costs about 0.45 cycles an element, against out_channels / 16 multiply-adds a lane, so
-// it pays for many channels, which is when learning a structure needs it.
+// correlate_rows sums over lanes, which it has to add up for every entry and image, and walks through L2. Here lanes
+// are channels of the input: a block of pixels is transposed into rows of channels (in channels_last it lies so
+// already), and the gradient is broadcast, 11 loads for 24, from where it lies (in channels_last from blocks of its
+// channels). Transposing costs about 0.45 cycles an element, against out_channels / 32 cycles of multiply-adds, so
+// it pays for groups of 32 channels and more.
 //
-// 128 pixels × 48 columns are staged at a time, one behind the other, 24 KiB that stay in L1 while all rows of
-// the gradient pass over them; D and the gradient's block come from L2.
+// As many pixels as fill most of L1 in rows of 48 columns are staged at a time, and stay there while all rows of
+// the gradient pass over them; D and the block's gradient come from L2, where the next block's are fetched to.
 #pragma once
 
-#include "cpu/multiply.h"
-#include "cpu/row_blocks.h"
+#include "cpu/caches.h"
+#include "cpu/outer_products.h"
+#include "cpu/staging.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -22,34 +23,47 @@ template <class Stored>
 class PointwiseGrad {
   using T = compute_t<Stored>;
   static constexpr bool computes_as_stored = __is_same(Stored, T);
-  static constexpr int64_t pixels_at_once = 128;
-  static constexpr int64_t columns_at_once = 48;  // whole tiles of multiply_rows, whatever the lanes
 
  public:
   static bool suits(const WeightGradProblem<Stored>& p) {
-    constexpr int64_t least_channels = 64, least_pixels = 32;
+    constexpr int64_t least_channels = 64, least_width = 32, least_pixels = 32;
     const PartitionView& partition = *p.partition;
-    return p.slices == 1 && partition.groups == 1 && partition.in_channels >= least_channels &&
-           partition.out_channels >= least_channels && p.sweep->cols >= least_pixels &&
-           p.sweep->pointwise() && p.sweep->rows == 1 && p.input.height == 1 && p.grad.height == 1 &&
-           p.input.width == p.sweep->cols && p.grad.width == p.sweep->cols &&
-           (p.input.stride_w == 1 || p.input.stride_c == 1) &&
-           counts_up(partition.inputs, partition.in_channels) &&
-           counts_up(partition.outputs, partition.out_channels);
+    const bool images = p.sweep->pointwise() && p.sweep->rows == 1 && p.sweep->cols >= least_pixels &&
+                        p.input.height == 1 && p.grad.height == 1 && p.input.width == p.sweep->cols &&
+                        p.grad.width == p.sweep->cols;
+    if (!images) return false;
+    if (partition.groups == 1) {
+      return p.slices == 1 && partition.in_channels >= least_channels &&
+             partition.out_channels >= least_channels && (p.input.stride_w == 1 || p.input.stride_c == 1) &&
+             counts_up(partition.inputs, partition.in_channels) &&
+             counts_up(partition.outputs, partition.out_channels);
+    }
+    for (int64_t g = 0; g < partition.groups; ++g) {
+      if (partition.outputs.count(g) < max_tile_rows) return false;
+    }
+    return computes_as_stored && !p.prologue && reads_rows(p.input) && reads_rows(p.grad) &&
+           partition.entries() >= least_width * partition.inputs.offsets[partition.groups] &&
+           partition.entries() >= least_width * partition.outputs.offsets[partition.groups];
   }
 
   explicit PointwiseGrad(const WeightGradProblem<Stored>& problem)
       : p_(problem),
-        ins_(p_.input.channels),
-        outs_(p_.grad.channels),
-        panels_(divide_up(ins_, columns_at_once)),
-        blocks_(divide_up(p_.sweep->cols, pixels_at_once)) {}
+        inputs_(p_.partition->inputs),
+        outputs_(p_.partition->outputs),
+        grad_lies_(computes_as_stored && reads_rows(p_.grad)),
+        pixels_at_once_(pixels_at_once()),
+        blocks_(divide_up(p_.sweep->cols, pixels_at_once_)) {}
 
-  // Whole tiles of columns, and every sum in the order of the pixels: any cut gives the same bits.
+  // Items are groups, or whole tiles of one group's columns; every sum in the order of the pixels: any cut gives
+  // the same bits.
   void run() const {
-    const int64_t items = p_.threads.count > 1 ? smaller(panels_, 4 * p_.threads.count) : int64_t{1};
-    for_each_item(p_.threads, items,
-                  [&](int64_t item) { run_panels(panels_ * item / items, panels_ * (item + 1) / items); });
+    const int64_t groups = p_.partition->groups;
+    const int64_t cuts =
+        groups > 1 || p_.threads.count == 1 ? 1 : smaller(panels(0), 4 * int64_t{p_.threads.count});
+    for_each_item(p_.threads, p_.slices * groups * cuts, [&](int64_t item) {
+      const int64_t cut = item % cuts, group = item / cuts % groups;
+      run_panels(item / cuts / groups, group, panels(group) * cut / cuts, panels(group) * (cut + 1) / cuts);
+    });
   }
 
  private:
@@ -60,46 +74,48 @@ class PointwiseGrad {
     }
     return true;
   }
+  static bool reads_rows(const Image<const Stored>& image) {
+    return image.stride_w == 1 && image.stride_c != 1;
+  }
 
-  void run_panels(int64_t first_panel, int64_t end_panel) const {
+  int64_t panels(int64_t group) const { return divide_up(inputs_.count(group), columns_at_once); }
+  int64_t row_blocks(int64_t group) const { return divide_up(outputs_.count(group), int64_t{max_tile_rows}); }
+
+  // A panel of the input takes four fifths of L1, and the gradient's blocks no more than scratch may.
+  int64_t pixels_at_once() const {
+    constexpr int64_t most_scratch = 896 << 10, fewest = 32, size = sizeof(T);
+    const int64_t fit = caches().nearest * 4 / 5 / (columns_at_once * size);
+    const int64_t blocks = grad_lies_ ? fit : most_scratch / (row_blocks(0) * max_tile_rows * size);
+    return larger(smaller(fit, blocks), fewest);
+  }
+
+  void run_panels(int64_t slice, int64_t group, int64_t first_panel, int64_t end_panel) const {
+    const int64_t blocks_size = grad_lies_ ? 0 : row_blocks(group) * max_tile_rows * pixels_at_once_;
     Workspace space;
-    space.plan<T>(pixels_at_once * columns_at_once);
-    const int64_t grads = divide_up(outs_, max_tile_rows) * max_tile_rows * pixels_at_once;
-    space.plan<T>(grads);
-    space.plan<T>(most_columns<T> * pixels_at_once);
-    space.plan<const T*>(pixels_at_once);
-    space.plan<int64_t>(pixels_at_once);
-    space.plan<T*>(outs_);
+    space.plan<T>(pixels_at_once_ * columns_at_once);
+    space.plan<T>(blocks_size);
+    space.plan<T>(max_tile_rows * columns_at_once);
     space.open();
-    T* rows = space.take<T>(pixels_at_once * columns_at_once);
-    T* staged_grad = space.take<T>(grads);
-    T* columns = space.take<T>(most_columns<T> * pixels_at_once);
-    const T** sources = space.take<const T*>(pixels_at_once);
-    int64_t* steps = space.take<int64_t>(pixels_at_once);
-    T** dests = space.take<T*>(outs_);
-    for (int64_t q = 0; q < pixels_at_once; ++q) sources[q] = rows + q * columns_at_once;
+    T* rows = space.take<T>(pixels_at_once_ * columns_at_once);
+    T* blocks = space.take<T>(blocks_size);
+    T* edge = space.take<T>(max_tile_rows * columns_at_once);
 
-    MultiplyJob<T> job{};
-    job.sources = sources;
-    job.steps = steps;
-    job.columns = columns;
-    job.dests = dests;
-    job.accumulate = true;
-    for (int64_t unit = 0; unit < p_.input.batch * blocks_; ++unit) {
-      const Pixels pixels = pixels_of(unit), next = pixels_of(unit + 1);
-      job.depth = pixels.count;
-      stage_grad(pixels, staged_grad, steps, job);
-      FetchAhead grad = ahead(p_.grad, next, 0, outs_);
+    const int64_t ins = inputs_.count(group);
+    const int64_t units = p_.input.batch * blocks_, end = units * (slice + 1) / p_.slices;
+    for (int64_t unit = units * slice / p_.slices; unit < end; ++unit) {
+      const Pixels pixels = pixels_of(unit), next = unit + 1 < end ? pixels_of(unit + 1) : Pixels{};
+      if (!grad_lies_) stage_grad(pixels, blocks);
+      RowsAhead next_grad = ahead(p_.grad, next, outputs_.of(group), outputs_.count(group));
+      RowsAhead next_input = ahead(p_.input, next, inputs_.of(group), ins);
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-        const int64_t first = begin_of(panel);
+        const Panel here = panel_of(slice, group, panel);
         const bool last = panel + 1 == end_panel;
-        const int64_t then = last ? first_panel : panel + 1;
-        job.length = begin_of(panel + 1) - first;
-        stage_input(pixels, first, job.length, rows);
-        for (int64_t r = 0; r < outs_; ++r) dests[r] = p_.weight_grad + r * ins_ + first;
-        FetchAhead input =
-            ahead(p_.input, last ? next : pixels, begin_of(then), begin_of(then + 1) - begin_of(then));
-        multiply_some_rows(job, input, grad, end_panel - first_panel);
+        const Panel then = panel_of(slice, group, last ? first_panel : panel + 1);
+        stage_input(pixels, here, rows);
+        if (reads_rows(p_.input)) {
+          next_input = ahead(p_.input, last ? next : pixels, then.channels, then.width);
+        }
+        multiply(pixels, here, blocks, rows, next_input, next_grad, edge);
       }
     }
   }
@@ -111,108 +127,138 @@ class PointwiseGrad {
   Pixels pixels_of(int64_t unit) const {
     const int64_t n = unit / blocks_, b = unit % blocks_;
     const int64_t begin = p_.sweep->cols * b / blocks_, end = p_.sweep->cols * (b + 1) / blocks_;
-    return {n, begin, n < p_.input.batch ? end - begin : 0};
+    return {n, begin, end - begin};
   }
 
-  int64_t begin_of(int64_t panel) const { return smaller(panel * columns_at_once, ins_); }
+  // Columns of a group's gradient.
+  struct Panel {
+    int64_t group, width;
+    const int32_t* channels;
+    T* dest;  // of the group's first row
+  };
+  Panel panel_of(int64_t slice, int64_t group, int64_t panel) const {
+    const int64_t first = panel * columns_at_once;
+    T* dest = p_.weight_grad + slice * p_.partition->entries() + p_.partition->weight_offsets[group];
+    return {group, smaller(columns_at_once, inputs_.count(group) - first), inputs_.of(group) + first,
+            dest + first};
+  }
+  // The last rows of the gradient share some with the block before, and no block has fewer.
+  int64_t row_of(int64_t group, int64_t block) const {
+    return smaller(block * max_tile_rows, outputs_.count(group) - max_tile_rows);
+  }
 
-  // Lines of an image that is rows, far apart, for which the hardware does not look ahead.
-  struct FetchAhead {
-    const Stored* row = nullptr;
-    int64_t distance = 0, rows = 0, length = 0, at = 0;
+  // Rows of an image that are far apart, for which the hardware does not look ahead; or a block of pixels that lies
+  // in one piece, in as many pieces.
+  struct RowsAhead {
+    const Stored* first = nullptr;
+    const int32_t* channels = nullptr;
+    int64_t distance = 0, rows = 0, taken = 0;
 
-    void some(int64_t lines) {
-      constexpr int64_t line = 64 / sizeof(Stored);
-      for (; lines > 0 && rows > 0; --lines) {
-        __builtin_prefetch(row + at, 0, 2);
-        at += line;
-        if (at >= length) {
-          at = 0;
-          row += distance;
-          --rows;
+    bool any() const { return taken < rows; }
+    const char* next() {
+      const int64_t row = taken++;
+      return reinterpret_cast<const char*>(first + (channels ? channels[row] : row) * distance);
+    }
+  };
+  static RowsAhead ahead(const Image<const Stored>& image, const Pixels& pixels, const int32_t* channels,
+                         int64_t count) {
+    if (pixels.count == 0) return {};
+    const Stored* first = image.at(pixels.n, 0, 0, pixels.begin);
+    if (image.stride_w == 1) return {first, channels, image.stride_c, count};
+    return {first, nullptr, pixels.count, image.stride_w == image.channels ? count : 0};
+  }
+
+  void multiply(const Pixels& pixels, const Panel& panel, const T* blocks, const T* rows,
+                RowsAhead& next_input, RowsAhead& next_grad, T* edge) const {
+    constexpr int64_t lanes = Vec<T>::lanes, tile = tile_vectors(max_tile_rows) * lanes;
+    const int64_t ins = inputs_.count(panel.group);
+    const int32_t* outs = outputs_.of(panel.group);
+    OuterProducts<T> job{};
+    job.pixels = pixels.count;
+    for (int64_t block = 0; block < row_blocks(panel.group); ++block) {
+      const int64_t row = row_of(panel.group, block), skipped = block * max_tile_rows - row;
+      job.grads[0] = blocks + block * max_tile_rows * pixels.count;
+      if constexpr (computes_as_stored) {
+        for (int r = 0; r < max_tile_rows && grad_lies_; ++r) {
+          job.grads[r] = p_.grad.at(pixels.n, outs[row + r], 0, pixels.begin);
+        }
+      }
+      for (const char*& fetched : job.ahead) {
+        RowsAhead& from = next_input.any() ? next_input : next_grad;
+        fetched = from.any() ? from.next() : reinterpret_cast<const char*>(rows);
+      }
+      for (int64_t column = 0; column < panel.width; column += tile) {
+        const int64_t columns = smaller(tile, panel.width - column);
+        T* dest = panel.dest + row * ins + column;
+        job.rows = rows + column;
+        const bool whole = skipped == 0 && columns % lanes == 0;
+        job.dest = whole ? dest : edge;
+        job.dest_row = whole ? ins : columns_at_once;
+        if (!whole) fill_zero(edge, max_tile_rows * columns_at_once);
+        add_tile<tile_vectors(max_tile_rows)>(job, divide_up(columns, lanes));
+        if (whole) continue;
+        for (int64_t r = skipped; r < max_tile_rows; ++r) {
+          for (int64_t c = 0; c < columns; ++c) dest[r * ins + c] += edge[r * columns_at_once + c];
         }
       }
     }
-    int64_t lines() const { return rows * (length / static_cast<int64_t>(64 / sizeof(Stored)) + 1); }
-  };
-  static FetchAhead ahead(const Image<const Stored>& image, const Pixels& pixels, int64_t first,
-                          int64_t count) {
-    if (image.stride_w != 1 || pixels.count == 0) return {};
-    return {image.at(pixels.n, first, 0, pixels.begin), image.stride_c, count, pixels.count};
   }
 
-  // A few rows at a time, and between them what the next panel reads and a share of the next block's gradient.
-  void multiply_some_rows(MultiplyJob<T> job, FetchAhead& input, FetchAhead& grad, int64_t panels) const {
-    constexpr int64_t rows_at_once = 2 * max_tile_rows;
-    const int64_t times = divide_up(outs_, rows_at_once);
-    const int64_t inputs = divide_up(input.lines(), times), grads = divide_up(grad.lines(), times * panels);
-    for (int64_t r = 0; r < outs_; r += rows_at_once) {
-      input.some(inputs);
-      grad.some(grads);
-      job.rows = smaller(rows_at_once, outs_ - r);
-      multiply_rows(job);
-      job.dests += rows_at_once;
-      if (job.blocks) {
-        job.blocks += rows_at_once * job.depth;
-      } else {
-        job.weight += rows_at_once;
-      }
+  template <int V>
+  void add_tile(const OuterProducts<T>& job, int64_t vectors) const {
+    if constexpr (V > 1) {
+      if (vectors < V) return add_tile<V - 1>(job, vectors);
     }
+    if (grad_lies_) return add_outer_products<T, V, false>(job);
+    add_outer_products<T, V, true>(job);
   }
 
-  void stage_input(const Pixels& pixels, int64_t first, int64_t columns, T* rows) const {
-    const Stored* image = p_.input.at(pixels.n, first, 0, pixels.begin);
-    const int64_t depth = pixels.count;
-    if (p_.input.stride_c != 1) {
-      transpose_in(image, p_.input.stride_c, columns, depth, rows, columns_at_once);
+  void stage_input(const Pixels& pixels, const Panel& panel, T* rows) const {
+    const Stored* image = p_.input.at(pixels.n, 0, 0, pixels.begin);
+    const int64_t depth = pixels.count, columns = panel.width;
+    if (reads_rows(p_.input)) {
+      transpose_rows(
+          [&](int64_t i) GROUPCONV_INLINE_LAMBDA { return image + panel.channels[i] * p_.input.stride_c; },
+          columns, depth, [&](int64_t q) GROUPCONV_INLINE_LAMBDA { return rows + q * columns_at_once; });
     } else {
       for (int64_t q = 0; q < depth; ++q) {
-        widen_row(image + q * p_.input.stride_w, 1, rows + q * columns_at_once, columns);
+        widen_row(image + panel.channels[0] + q * p_.input.stride_w, 1, rows + q * columns_at_once, columns);
       }
     }
     if (!p_.prologue) return;
-    const Prologue<T> prologue = from_channel(p_.prologue, first);
+    const Prologue<T> prologue = from_channel(p_.prologue, panel.channels[0]);
     for (int64_t q = 0; q < depth; ++q, rows += columns_at_once) prepare_pixel(prologue, rows, rows, columns);
   }
 
-  // The gradient's channels are the rows of weights: next to each other in channels_last, else brought into blocks.
-  void stage_grad(const Pixels& pixels, T* staged, int64_t* steps, MultiplyJob<T>& job) const {
+  // One group's gradient, blocks[block][pixel][row]: its pixels are walked once, in the order in which they lie.
+  void stage_grad(const Pixels& pixels, T* blocks) const {
     const Image<const Stored>& grad = p_.grad;
-    const Stored* image = grad.at(pixels.n, 0, 0, pixels.begin);
-    job.weight_row_stride = 1;
-    if (grad.stride_c == 1) {
-      if constexpr (computes_as_stored) {
-        job.weight = image;
-        for (int64_t q = 0; q < job.depth; ++q) steps[q] = q * grad.stride_w;
-      } else {
-        for (int64_t q = 0; q < job.depth; ++q) {
-          widen_row(image + q * grad.stride_w, 1, staged + q * outs_, outs_);
-          steps[q] = q * outs_;
-        }
-        job.weight = staged;
+    const int64_t block_size = pixels.count * max_tile_rows;
+    if (reads_rows(grad)) {
+      for (int64_t block = 0; block < row_blocks(0); ++block, blocks += block_size) {
+        transpose_in(grad.at(pixels.n, row_of(0, block), 0, pixels.begin), grad.stride_c,
+                     int64_t{max_tile_rows}, pixels.count, blocks, max_tile_rows);
       }
       return;
     }
-    job.weight = nullptr;
-    job.blocks = staged;
-    job.block_steps = steps;
-    for (int64_t q = 0; q < job.depth; ++q) steps[q] = q * max_tile_rows;
-    if (grad.stride_w == 1) {
-      bring_into_blocks(image, grad.stride_c, outs_, job.depth, staged);
-      return;
-    }
-    for (int64_t r = 0; r < outs_; r += max_tile_rows, staged += job.depth * max_tile_rows) {
-      const int64_t rows = smaller<int64_t>(max_tile_rows, outs_ - r);
-      for (int64_t q = 0; q < job.depth; ++q) {
-        for (int64_t i = 0; i < rows; ++i) {
-          staged[q * max_tile_rows + i] = element_of<T>(image[(r + i) * grad.stride_c + q * grad.stride_w]);
+    for (int64_t q = 0; q < pixels.count; ++q, blocks += max_tile_rows) {
+      const Stored* pixel = grad.at(pixels.n, 0, 0, pixels.begin + q);
+      for (int64_t block = 0; block < row_blocks(0); ++block) {
+        const Stored* from = pixel + row_of(0, block) * grad.stride_c;
+        T* to = blocks + block * block_size;
+        if (grad.stride_c == 1) {
+          for (int r = 0; r < max_tile_rows; ++r) to[r] = element_of<T>(from[r]);
+        } else {
+          for (int r = 0; r < max_tile_rows; ++r) to[r] = element_of<T>(from[r * grad.stride_c]);
         }
       }
     }
   }
 
   const WeightGradProblem<Stored>& p_;
-  int64_t ins_, outs_, panels_, blocks_;
+  ChannelLists inputs_, outputs_;
+  bool grad_lies_;
+  int64_t pixels_at_once_, blocks_;
 };
 
 }  // namespace

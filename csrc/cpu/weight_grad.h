@@ -206,9 +206,9 @@ class WeightGrad {
 template <class Stored>
 void weight_grad(const WeightGradProblem<Stored>& problem) {
   if (GROUPCONV_ISA::Kernels<Stored>::depthwise_grad(problem)) return;
+  if (PointwiseGrad<Stored>::suits(problem)) return PointwiseGrad<Stored>(problem).run();
   if (PixelWeightGrad<Stored>::suits(problem)) return PixelWeightGrad<Stored>(problem).run();
   if (LaneWeightGrad<Stored>::suits(problem)) return LaneWeightGrad<Stored>(problem).run();
-  if (PointwiseGrad<Stored>::suits(problem)) return PointwiseGrad<Stored>(problem).run();
   if constexpr (multiplies_stored<Stored>) {
     // Neighbouring pixels of rows are pairs as they lie; channels_last has to be transposed, and is widened.
     if (!problem.prologue && !problem.input.channels_last() && !problem.grad.channels_last()) {

@@ -297,9 +297,12 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
     const int64_t pixels = grad.size(0) * grad.size(2) * grad.size(3);
     const bool rows_of_pixels = !problem.grad.channels_last() && !problem.input.channels_last();
     const bool by_group = rows_of_pixels && partition.groups >= enough_groups;
-    // One large 1×1 block is cut by its columns.
-    const bool by_column = !(problem.grad.channels_last() && problem.input.channels_last()) &&
-                           partition.groups == 1 && window.area() == 1 && partition.entries() >= 1 << 12 &&
+    // One large 1×1 block is cut by its columns, in channels_last if it is no less efficient that way.
+    const int64_t map = problem.grad.height * problem.grad.width;
+    const bool large = !(problem.grad.channels_last() && problem.input.channels_last())
+                           ? partition.entries() >= 1 << 12
+                           : partition.in_channels >= 64 && partition.out_channels >= 64 && map >= 32;
+    const bool by_column = large && partition.groups == 1 && window.area() == 1 &&
                            problem.input.height == problem.grad.height &&
                            problem.input.width == problem.grad.width;
     const int64_t slices = by_group || by_column ? 1 : slices_of_batch(pixels);

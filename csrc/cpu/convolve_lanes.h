@@ -2,7 +2,7 @@
 // (multiply_lanes.h).
 //
 // Groups are the outer loop: a group's weights are brought into lanes once for all images. Of each tile the planes of
-// the group's sources are staged as in convolve.h; sums of 28 pixels, which follow each other in the image, are
+// the group's sources are staged as in convolve.h; sums of up to 28 pixels, which follow each other in the image, are
 // transposed and leave for it with residual and clamp.
 #pragma once
 
@@ -29,7 +29,8 @@ class LaneConvolution {
     constexpr int64_t most_bytes = 512 << 10;  // of a group's weights, in every thread's scratch
     const Sweep& sweep = *p.sweep;
     const Sides<Stored> sides(p);
-    if (p.coarse || sides.taps < 2 || sweep.rows < 2 || most_rows(sweep.cols) == 0) return false;
+    if (p.coarse || sides.taps < 2 || sweep.rows < 2) return false;
+    if (lane_pixels(sweep.cols, together(sweep)) == 0) return false;
     if (!stages_vectors<Stored, T>(p.source, Planes(sweep), sweep.cols + sweep.halo_cols)) return false;
     if (p.dest.channels_last() || p.dest.stride_w != 1 || !p.dest.flat() || !is_clamp(p.activation))
       return false;
@@ -37,9 +38,12 @@ class LaneConvolution {
       return false;
     const int64_t pixels = p.dest.batch * sweep.rows * sweep.cols;
     if (pixels < least_pixels || !fills_lanes<T>(sides.dests, sides.groups)) return false;
+    int64_t most_sources = 0;
     for (int64_t g = 0; g < sides.groups; ++g) {
       if (weights_of(sides, g) * static_cast<int64_t>(sizeof(T)) > most_bytes) return false;
+      most_sources = larger(most_sources, sides.sources.count(g));
     }
+    if (tiling(sweep, most_sources, 1).across > 1) return false;
     return p.partition->entries() * sides.taps >= least_depth * sides.dests.offsets[sides.groups];
   }
 
@@ -48,13 +52,15 @@ class LaneConvolution {
         sweep_(*problem.sweep),
         sides_(problem),
         planes_(sweep_),
+        runs_(runs_of_taps(sweep_, taps_together)),
         range_(clamp_range<T>(p_.activation)) {
     for (int64_t g = 0; g < sides_.groups; ++g)
       most_sources_ = larger(most_sources_, sides_.sources.count(g));
   }
 
   void run() const {
-    const Tiling tiles = tiling();
+    const int64_t wanted = p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch * sides_.groups) : 1;
+    const Tiling tiles = tiling(sweep_, most_sources_, wanted);
     const PlaneShape shape(sweep_, tiles.tile(sweep_, 0));  // no tile is larger
     const int64_t vectors = divide_up(shape.size, lanes), left = -planes_.first_col - planes_.phases[0].col;
     Workspace shared;
@@ -66,8 +72,8 @@ class LaneConvolution {
 
     // Every cut gives the same sums; one for each thread or two pack the weights least often.
     const int64_t units = p_.dest.batch * tiles.count;
-    const int64_t wanted = p_.threads.count > 1 ? divide_up(4 * p_.threads.count, sides_.groups) : 1;
-    const int64_t slices = smaller(units, wanted);
+    const int64_t slices =
+        smaller(units, p_.threads.count > 1 ? divide_up(4 * p_.threads.count, sides_.groups) : 1);
     for_each_item(p_.threads, sides_.groups * slices, [&](int64_t item) {
       const int64_t slice = item % slices;
       run_units(item / slices, tiles, shape, gaps, units * slice / slices, units * (slice + 1) / slices);
@@ -78,8 +84,13 @@ class LaneConvolution {
   static int64_t weights_of(const Sides<Stored>& sides, int64_t group) {
     return sides.sources.count(group) * sides.taps * divide_up(sides.dests.count(group), lanes) * lanes;
   }
-  // Rows that a tile of registers takes are never cut.
-  Tiling tiling() const { return Tiling(sweep_, most_sources_, 0, sizeof(T), 1); }
+  // Where a tile ends changes no sum.
+  static Tiling tiling(const Sweep& sweep, int64_t most_sources, int64_t wanted) {
+    return Tiling(sweep, most_sources, 0, sizeof(T), wanted);
+  }
+  static int together(const Sweep& sweep) {
+    return runs_of_taps(sweep, taps_together) == TapRuns::none ? 1 : taps_together;
+  }
 
   void run_units(int64_t group, const Tiling& tiles, const PlaneShape& largest, const GapVector* gaps,
                  int64_t begin, int64_t end) const {
@@ -101,12 +112,18 @@ class LaneConvolution {
 
     for (int64_t first = 0; first < rows; first += lanes) pack(group, first, weight + first * depth);
     for (int64_t r = 0; r < width; ++r) bias[r] = r < rows ? sides_.bias(sides_.dests.of(group)[r]) : T(0);
+    const int64_t run = together(sweep_);
+    const int64_t leftmost = runs_ == TapRuns::descending ? run - 1 : 0;
     for (int64_t i = 0, j = 0; i < count; ++i) {
-      for (const Tap& tap : sweep_.taps)
+      for (int64_t t = leftmost; t < sides_.taps; t += run) {
+        const Tap& tap = sweep_.taps[static_cast<size_t>(t)];
         sources[j++] = staged + i * distance + tap.row * largest.pitch + tap.col;
+      }
     }
 
     LanesJob<T> job{};
+    job.first_tap = leftmost * lanes;
+    job.step = leftmost > 0 ? -lanes : lanes;
     job.sources = sources;
     job.depth = depth;
     job.pitch = largest.pitch;
@@ -155,12 +172,16 @@ class LaneConvolution {
       dests[r] = p_.dest.at(n, channels[r], tile.row, 0);
       residuals[r] = p_.residual.data ? p_.residual.at(n, channels[r], tile.row, 0) : nullptr;
     }
-    const int64_t at_once = most_rows(tile.cols);
+    const int taps = together(sweep_);
+    const int64_t pixels = lane_pixels(tile.cols, taps), at_once = lane_rows(pixels, taps);
     for (int64_t row = 0; row < tile.rows; row += at_once) {
       const int64_t rows = smaller(at_once, tile.rows - row);
-      job.offset = row * job.pitch;
-      multiply_lanes(job, tile.cols, rows);
-      finish(job.sums, rows * tile.cols, row * tile.cols, dests, residuals, count);
+      for (int64_t col = 0; col < tile.cols; col += pixels) {
+        job.offset = row * job.pitch + col;
+        taps == 1 ? multiply_lanes<T, 1>(job, pixels, rows)
+                  : multiply_lanes<T, taps_together>(job, pixels, rows);
+        finish(job.sums, rows * pixels, row * tile.cols + col, dests, residuals, count);
+      }
     }
   }
 
@@ -187,6 +208,7 @@ class LaneConvolution {
   const Sweep& sweep_;
   Sides<Stored> sides_;
   Planes planes_;
+  TapRuns runs_;
   ClampRange<T> range_;
   int64_t most_sources_ = 0;
 };

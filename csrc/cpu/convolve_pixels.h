@@ -5,7 +5,9 @@
 // destination channel is found among the sums. The source is read as pixels.h gives it. The destination is
 // written
 //   directly, where each block writes a run of neighbouring channels;
-//   else as sums of a few pixels in the groups' order, permuted in L1 on their way out.
+//   else as sums of a few pixels in the groups' order, permuted in cache on their way out.
+// Of a window whose source is staged each block takes all pixels of a tile, or of as many rows as have their sums in
+// L2, so that its weights and its sources stay in L1; otherwise all blocks take a few pixels, which lie together.
 #pragma once
 
 #include "cpu/deep_blocks.h"
@@ -22,6 +24,7 @@ class PixelConvolution {
   using V_ = Vec<T>;
   using Operand = typename Blocks::Operand;
   static constexpr bool computes_as_stored = __is_same(Stored, T);
+  static constexpr bool has_planes = requires(const Blocks& blocks) { blocks.wants_planes(); };
 
  public:
   static bool suits(const ConvolveProblem<Stored>& p) {
@@ -30,7 +33,7 @@ class PixelConvolution {
     const Sweep& sweep = *p.sweep;
     if (sweep.far_taps) return false;  // most of what would be staged is never read
     // Packing the weights has to pay.
-    constexpr int64_t enough_pixels = 64;
+    const int64_t enough_pixels = sweep.taps.size() > 1 ? Blocks::least_pixels_of_window : 64;
     return p.dest.batch * sweep.rows * sweep.cols >= enough_pixels && Blocks::suits(p);
   }
 
@@ -44,18 +47,33 @@ class PixelConvolution {
         dest_direct_(computes_as_stored && is_clamp(p_.activation) && blocks_.writes_runs()) {}
 
   void run() {
+    bool splits = false;
+    if constexpr (has_planes) splits = blocks_.wants_planes() && source_.can_split();
     Workspace shared;
     shared.plan<int32_t>(p_.dest.channels);
+    shared.plan<PixelPlane>(splits ? sides_.groups : 0);
     source_.plan(shared);
     blocks_.plan(shared);
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
     places_ = shared.take<int32_t>(p_.dest.channels);
+    PixelPlane* planes = shared.take<PixelPlane>(splits ? sides_.groups : 0);
     source_.open(shared);
 
     const Tiling tiling(sweep_, source_.staged_per_pixel(), 0, sizeof(T),
                         p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch) : 1);
     source_.set_widest(tiling.tile_cols);
+    strip_rows_ = 1;
+    strip_cols_ = divide_up(tiling.tile_cols, divide_up(tiling.tile_cols, Blocks::most));
+    if (splits) {
+      source_.split(planes, tiling.tile_rows);
+      strip_rows_ = tiling.tile_rows;
+      strip_cols_ = tiling.tile_cols;
+      if (!dest_direct_) {
+        const int64_t pixels = strip_bytes / (static_cast<int64_t>(sizeof(T)) * sums_distance());
+        strip_rows_ = larger(pixels / strip_cols_, int64_t{1});
+      }
+    }
     for (int64_t c = 0; c < p_.dest.channels; ++c) places_[c] = static_cast<int32_t>(blocks_.sums());
     blocks_.prepare(shared, source_, dest_direct_, places_);
     for_each_item(p_.threads, p_.dest.batch * tiling.count, [&](int64_t item) {
@@ -64,8 +82,12 @@ class PixelConvolution {
   }
 
  private:
+  static constexpr int64_t strip_bytes = 128 << 10;
+
   void run_tile(int64_t n, const Tile& tile) const {
-    const int64_t sums_size = dest_direct_ ? 0 : Blocks::most * sums_distance();
+    const int64_t sums_size =
+        dest_direct_ ? 0
+                     : smaller(strip_rows_, tile.rows) * smaller(strip_cols_, tile.cols) * sums_distance();
     Workspace space;
     space.plan<Operand>(source_.staged_size(tile));
     space.plan<T>(sums_size);
@@ -75,42 +97,55 @@ class PixelConvolution {
     T* sums = space.take<T>(sums_size);
     T* line = space.take<T>(p_.dest.channels);
 
-    const int64_t run = divide_up(tile.cols, divide_up(tile.cols, Blocks::most));
-    for (int64_t row = 0; row < tile.rows; ++row) {
-      for (int64_t col = 0; col < tile.cols; col += run) {
-        run_pixels(n, tile.row + row, tile.col + col, smaller(run, tile.cols - col),
-                   source + row * source_.row_stride() + col * source_.pixel_stride(), sums, line);
+    for (int64_t row = 0; row < tile.rows; row += strip_rows_) {
+      for (int64_t col = 0; col < tile.cols; col += strip_cols_) {
+        run_strip(n, tile,
+                  {row, col, smaller(strip_rows_, tile.rows - row), smaller(strip_cols_, tile.cols - col)},
+                  source, sums, line);
       }
     }
   }
 
-  void run_pixels(int64_t n, int64_t row, int64_t col, int64_t pixels, const Operand* source, T* sums,
-                  T* line) const {
-    const int64_t y = row * sweep_.dest_step_h + sweep_.dest_origin_h;
-    const int64_t x = col * sweep_.dest_step_w + sweep_.dest_origin_w;
+  // `strip`: within the tile.
+  void run_strip(int64_t n, const Tile& tile, const Tile& strip, const Operand* source, T* sums,
+                 T* line) const {
+    const int64_t y = (tile.row + strip.row) * sweep_.dest_step_h + sweep_.dest_origin_h;
+    const int64_t x = (tile.col + strip.col) * sweep_.dest_step_w + sweep_.dest_origin_w;
     Stored* dest = p_.dest.at(n, 0, y, x);
     const Stored* residual = p_.residual.data ? p_.residual.at(n, 0, y, x) : nullptr;
     const int64_t dest_pixel = sweep_.dest_step_w * p_.dest.stride_w;
+    const int64_t dest_row = sweep_.dest_step_h * p_.dest.stride_h;
 
     PixelRun<Operand> run{};
-    run.source = source;
-    run.pixel_stride = source_.pixel_stride();
-    run.pixels = pixels;
-    run.dest = sums;
     run.dest_stride = dest_direct_ ? dest_pixel : sums_distance();
     run.low = finish_.range.low;
     run.high = finish_.range.high;
-    if constexpr (computes_as_stored) {
-      if (dest_direct_) {
-        run.dest = dest;
-        run.residual = residual;
-        run.clamped = p_.activation != Activation::none;
+    for (int64_t b = 0; b < blocks_.count(); ++b) {
+      int64_t group = 0;
+      if constexpr (has_planes) group = blocks_.group(b);
+      const PixelPlane& plane = source_.plane(group);
+      run.pixel_stride = plane.pixel;
+      run.pixels = strip.cols;
+      for (int64_t row = 0; row < strip.rows; ++row) {
+        run.source = source + plane.start + (strip.row + row) * plane.row + strip.col * plane.pixel;
+        run.dest = sums + row * strip.cols * sums_distance();
+        if constexpr (computes_as_stored) {
+          if (dest_direct_) {
+            run.dest = dest + row * dest_row;
+            run.residual = residual ? residual + row * dest_row : nullptr;
+            run.clamped = p_.activation != Activation::none;
+          }
+        }
+        blocks_.run(b, run);
       }
     }
-    blocks_.run(run);
-    for (int64_t p = 0; p < pixels && !dest_direct_; ++p) {
-      permute_out(sums + p * sums_distance(), residual ? residual + p * dest_pixel : nullptr,
-                  dest + p * dest_pixel, line);
+    if (dest_direct_) return;
+    for (int64_t row = 0; row < strip.rows; ++row) {
+      for (int64_t col = 0; col < strip.cols; ++col) {
+        const int64_t at = row * dest_row + col * dest_pixel;
+        permute_out(sums + (row * strip.cols + col) * sums_distance(), residual ? residual + at : nullptr,
+                    dest + at, line);
+      }
     }
   }
 
@@ -144,7 +179,8 @@ class PixelConvolution {
   Blocks blocks_;
   Finish<T> finish_;
   bool dest_direct_;
-  int32_t* places_ = nullptr;  // of each destination channel among a pixel's sums
+  int32_t* places_ = nullptr;                // of each destination channel among a pixel's sums
+  int64_t strip_rows_ = 0, strip_cols_ = 0;  // pixels that all blocks take before the next are begun
 };
 
 // These are false where another driver has to do it.

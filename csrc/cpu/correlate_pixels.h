@@ -30,7 +30,7 @@ struct CorrelatePixelsJob {
 
 // The most channels that a tile of V vectors takes one by one.
 constexpr int most_channels(int vectors) {
-  return vector_registers == 32 && vectors == 1 ? 28 : most_pixels(vectors);
+  return vector_registers == 32 && vectors == 1 ? 28 : most_pixels(vectors, 1);
 }
 
 template <class T, int V, int J>

@@ -123,6 +123,7 @@ class DeepBlocks {
   using Operand = T;
   static constexpr bool side_by_side = true;
   static constexpr int64_t most = 4 * deep_pixels;
+  static constexpr int64_t least_pixels_of_window = 64;
 
   // Where lanes over destinations (wide_blocks.h) or, if those would idle, rows of all source channels (convolve.h)
   // take more time. Counted in instructions for a lattice pixel; what each is worth is fitted to layers of 8 to
@@ -164,6 +165,7 @@ class DeepBlocks {
   }
 
   int64_t sums() const { return sums_; }
+  int64_t count() const { return count_; }
   bool writes_runs() const { return writes_neighbours(sides_); }
 
   void plan(Workspace& shared) const {
@@ -204,25 +206,23 @@ class DeepBlocks {
     }
   }
 
-  void run(const PixelRun<T>& run) const {
-    DeepTile<T> tile{};
+  void run(int64_t index, const PixelRun<T>& run) const {
+    const Block& block = blocks_[index];
+    DeepTile<T> tile;
+    tile.source = run.source + block.first_read;
     tile.pixel_stride = run.pixel_stride;
     tile.offsets = offsets_;
     tile.taps = sides_.taps;
+    tile.sources = block.sources;
+    tile.weight = block.weight;
+    tile.bias = block.bias;
+    tile.dest = run.dest + block.dest;
     tile.dest_stride = run.dest_stride;
+    tile.residual = run.residual ? run.residual + block.dest : nullptr;
     tile.clamped = run.clamped;
     tile.low = run.low;
     tile.high = run.high;
-    for (int64_t b = 0; b < count_; ++b) {
-      const Block& block = blocks_[b];
-      tile.source = run.source + block.first_read;
-      tile.sources = block.sources;
-      tile.weight = block.weight;
-      tile.bias = block.bias;
-      tile.dest = run.dest + block.dest;
-      tile.residual = run.residual ? run.residual + block.dest : nullptr;
-      multiply_deep_rows<T>(tile, block.rows, run.pixels);
-    }
+    multiply_deep_rows<T>(tile, block.rows, run.pixels);
   }
 
  private:

@@ -5,9 +5,12 @@
 // the source is read one broadcast value at a time, from any offset, so a permutation of the inputs and
 // the taps of a window are only the list of offsets. Weights are packed, lanes next to each other.
 //
-// Tile: P pixels × V vectors of channels. Each step loads V vectors of weights and broadcasts P values for
-// P · V multiply-adds. With 32 registers 14 × 2 (28 sums, 2 weights, 1 value): 14 divides the widths that
-// networks have (7, 14, 28, 56, 112); with 16 registers 6 × 2.
+// Tile: P pixels × V vectors of channels, W neighbouring taps of a window's row at a time. A value that is broadcast
+// is the source of W pixels' sums: W · V vectors of weights and P + W − 1 broadcasts for P · V · W multiply-adds.
+//   registers  P · V sums, V · W weights, 1 value
+//   with 32    W = 1: 14 × 2, 14 × 1    W = 3: 12 × 2, 14 × 1
+//   with 16    W = 1: 6 × 2, 12 × 1     W = 3: 4 × 2, 12 × 1
+// 14 divides the widths that networks have (7, 14, 28, 56, 112).
 #pragma once
 
 #include "cpu/pair.h"
@@ -21,7 +24,8 @@ template <class T>
 struct PixelTile {
   const T* source;  // first pixel
   int64_t pixel_stride;
-  const int64_t* offsets;  // [depth]
+  const int64_t*
+      offsets;  // [depth]; of W taps together the first counts, from which the others are one pixel apart
   int64_t depth;
   const T* weight;       // [depth][V · lanes]
   const sum_t<T>* bias;  // [V · lanes]
@@ -33,9 +37,12 @@ struct PixelTile {
   sum_t<T> low, high;
 };
 
-constexpr int most_pixels(int vectors) { return vector_registers == 32 ? 14 : vectors == 2 ? 6 : 12; }
+constexpr int most_pixels(int vectors, int taps) {
+  const int fit = (vector_registers - 1) / vectors - taps;
+  return fit < 14 ? fit : 14;
+}
 
-template <class T, int V, int P>
+template <class T, int V, int W, int P>
 void multiply_pixels(const PixelTile<T>& tile) {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
@@ -54,18 +61,26 @@ void multiply_pixels(const PixelTile<T>& tile) {
   const T* const source = tile.source;
   const int64_t* const offsets = tile.offsets;
   const Strides strides(tile.pixel_stride * static_cast<int64_t>(sizeof(T)));
-  for (int64_t j = 0; j < tile.depth; ++j, weight += width) {
+  for (int64_t j = 0; j < tile.depth; j += W, weight += W * width) {
     const T* from = source + offsets[j];
     const T* beyond = strides.at(from, 8);
     asm("" : "+r"(from), "+r"(beyond));  // two pointers; else the compiler keeps a distance for each pixel
-    V_ w[V];
+    V_ w[W][V];
+#pragma GCC unroll 3
+    for (int t = 0; t < W; ++t) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) w[v] = V_::load(weight + v * lanes);
+      for (int v = 0; v < V; ++v) w[t][v] = V_::load(weight + (t * V + v) * lanes);
+    }
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      const V_ x = V_::broadcast(*(p < 8 ? strides.at(from, p) : strides.at(beyond, p - 8)));
+    for (int q = 0; q < P + W - 1; ++q) {
+      const V_ x = V_::broadcast(*(q < 8 ? strides.at(from, q) : strides.at(beyond, q - 8)));
+#pragma GCC unroll 3
+      for (int t = 0; t < W; ++t) {
+        const int p = q - t;
+        if (p < 0 || p >= P) continue;
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[p][v] = multiply_add(w[v], x, sums[p][v]);
+        for (int v = 0; v < V; ++v) sums[p][v] = multiply_add(w[t][v], x, sums[p][v]);
+      }
     }
   }
 
@@ -103,12 +118,27 @@ void multiply_pixels(const PixelTile<T>& tile) {
   }
 }
 
-template <class T, int V, int P = most_pixels(V)>
+template <class T, int V, int W, int P = most_pixels(V, W)>
 void multiply_pixel_run(const PixelTile<T>& tile, int64_t pixels) {
   if constexpr (P > 1) {
-    if (pixels < P) return multiply_pixel_run<T, V, P - 1>(tile, pixels);
+    if (pixels < P) return multiply_pixel_run<T, V, W, P - 1>(tile, pixels);
   }
-  multiply_pixels<T, V, P>(tile);
+  multiply_pixels<T, V, W, P>(tile);
+}
+
+// Any number of neighbouring pixels, in runs of about the same length. `tile` is left behind the last: copying what has
+// just been written field by field would have to wait for it.
+template <class T, int V, int W>
+void multiply_pixel_row(PixelTile<T>& tile, int64_t pixels) {
+  constexpr int64_t most = most_pixels(V, W);
+  if (pixels <= most) return multiply_pixel_run<T, V, W>(tile, pixels);
+  const int64_t run = divide_up(pixels, divide_up(pixels, most));
+  for (; pixels > 0; pixels -= run) {
+    multiply_pixel_run<T, V, W>(tile, smaller(run, pixels));
+    tile.source += run * tile.pixel_stride;
+    tile.dest += run * tile.dest_stride;
+    if (tile.residual) tile.residual += run * tile.dest_stride;
+  }
 }
 
 }  // namespace

@@ -4,6 +4,10 @@
 // channels, or pairs of neighbours) and nothing comes before the convolution. Otherwise a tile's pixels are
 // copied, padding included and through the prologue, with their channels in the order in which the groups read
 // them; or as they lie, which spares a prologue a gather, where a kernel takes them from anywhere.
+//
+// A window reads a pixel once for each tap. Where kernels take all pixels of a tile for one group before they go on
+// to the next, the copy is a plane for each group: what a tile of registers reads lies side by side, and stays in L1
+// with the group's weights.
 #pragma once
 
 #include "core/partition.h"
@@ -23,6 +27,25 @@ GROUPCONV_INLINE Shift shift_of(const Sweep& sweep, const Tap& tap) {
   const Phase& phase = sweep.phases[static_cast<size_t>(tap.plane)];
   return {(sweep.first_row + tap.row) * sweep.source_step_h + phase.row,
           (sweep.first_col + tap.col) * sweep.source_step_w + phase.col};
+}
+
+constexpr int taps_together = 3;  // neighbours that share a source in registers
+
+// Whether all of a sweep's taps are runs of so many that read neighbouring lattice pixels, to the right or to the left.
+enum class TapRuns { none, ascending, descending };
+GROUPCONV_INLINE TapRuns runs_of_taps(const Sweep& sweep, size_t length) {
+  const size_t count = sweep.taps.size();
+  if (count == 0 || count % length != 0) return TapRuns::none;
+  const auto all_step = [&](int64_t step) {
+    for (size_t t = 0; t < count; ++t) {
+      if (t % length == 0) continue;
+      const Shift before = shift_of(sweep, sweep.taps[t - 1]), after = shift_of(sweep, sweep.taps[t]);
+      if (after.row != before.row || after.col != before.col + step) return false;
+    }
+    return true;
+  };
+  if (all_step(sweep.source_step_w)) return TapRuns::ascending;
+  return all_step(-sweep.source_step_w) ? TapRuns::descending : TapRuns::none;
 }
 
 // The first and the last source pixel that some tap reads, relative to the lattice pixel's own.
@@ -98,6 +121,14 @@ struct PixelRun {
   sum_t<X> low, high;
 };
 
+// Where a kernel finds the reads of a group in a tile.
+struct PixelPlane {
+  int64_t start;       // of its first pixel
+  int64_t first_read;  // that the plane holds; 0 where all groups share one
+  int64_t reads;       // of a pixel
+  int64_t pixel, row;  // from one lattice pixel, or row of them, to the next
+};
+
 template <class Stored, class Operand = compute_t<Stored>>
 class PixelSource {
   static constexpr int64_t per_read = channels_in<Operand>;
@@ -152,6 +183,8 @@ class PixelSource {
   }
 
   bool direct() const { return direct_; }
+  // Groups can have planes of their own: pixels are copied anyway, in the groups' order.
+  bool can_split() const { return per_read == 1 && !direct_ && !as_it_lies_; }
   // What a lattice pixel keeps in scratch, for the size of tiles.
   int64_t staged_per_pixel() const {
     return direct_ ? 0 : pixel_ * sweep_.source_step_h * sweep_.source_step_w;
@@ -160,8 +193,24 @@ class PixelSource {
   void set_widest(int64_t tile_cols) {
     cols_ = (tile_cols - 1) * sweep_.source_step_w + reach_.cols();
     row_ = direct_ ? image_.stride_h / per_read : cols_ * pixel_;
+    shared_ = {0, 0, staged_, pixel_stride(), row_stride()};
   }
+  // A plane for each group. No tile is higher than `tile_rows`.
+  void split(PixelPlane* planes, int64_t tile_rows) {
+    planes_ = planes;
+    const int64_t pixels = ((tile_rows - 1) * sweep_.source_step_h + reach_.rows()) * cols_;
+    int64_t first_read = 0;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t reads = operands_for<Operand>(lists_.count(g));
+      planes[g] = {size_, first_read, reads, reads * sweep_.source_step_w,
+                   reads * cols_ * sweep_.source_step_h};
+      first_read += reads;
+      size_ += row_distance<Operand>(reads * pixels);
+    }
+  }
+  const PixelPlane& plane(int64_t group) const { return planes_ ? planes_[group] : shared_; }
   int64_t staged_size(const Tile& tile) const {
+    if (planes_) return size_;
     return direct_ ? 0 : ((tile.rows - 1) * sweep_.source_step_h + reach_.rows()) * row_;
   }
 
@@ -175,6 +224,12 @@ class PixelSource {
     return (shift.row - reach_.top) * row_ + (shift.col - reach_.left) * pixel_;
   }
   int64_t place(int64_t read) const { return as_it_lies_ ? order_[read] : read; }
+  // The same in a group's plane.
+  int64_t tap_offset(const Tap& tap, const PixelPlane& plane) const {
+    if (!planes_) return tap_offset(tap);
+    const Shift shift = shift_of(sweep_, tap);
+    return ((shift.row - reach_.top) * cols_ + shift.col - reach_.left) * plane.reads;
+  }
 
   // The tile's first lattice pixel: in the image, or in `scratch`, which is filled.
   const Operand* open_tile(int64_t n, const Tile& tile, Operand* scratch) const {
@@ -189,34 +244,78 @@ class PixelSource {
     const int64_t top = tile.row * sweep_.source_step_h + reach_.top;
     const int64_t left = tile.col * sweep_.source_step_w + reach_.left;
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t col = 0; col < cols; ++col)
-        stage_pixel(n, top + row, left + col, scratch + row * row_ + col * pixel_);
+      if (planes_) {
+        split_row(n, top + row, left, cols, row, scratch);
+        continue;
+      }
+      for (int64_t col = 0; col < cols; ++col) {
+        stage_pixel(pixel_at(n, top + row, left + col), scratch + row * row_ + col * pixel_);
+      }
     }
     return scratch;
   }
 
  private:
-  void stage_pixel(int64_t n, int64_t y, int64_t x, Operand* to) const {
-    if (y < 0 || y >= image_.height || x < 0 || x >= image_.width) return fill_zero(to, staged_);
-    const Stored* from = image_.at(n, 0, y, x);
+  // Null for the padding.
+  const Stored* pixel_at(int64_t n, int64_t y, int64_t x) const {
+    const bool exists = y >= 0 && y < image_.height && x >= 0 && x < image_.width;
+    return exists ? image_.at(n, 0, y, x) : nullptr;
+  }
+
+  // Source row y, from x on, to row `row` of all planes.
+  void split_row(int64_t n, int64_t y, int64_t x, int64_t cols, int64_t row, Operand* scratch) const {
+    if constexpr (per_read == 1) {
+      const bool exists = y >= 0 && y < image_.height;
+      const int64_t begin = exists ? smaller(cols, larger(-x, int64_t{0})) : cols;
+      const int64_t end = exists ? larger(begin, smaller(cols, image_.width - x)) : cols;
+      const Stored* first = exists ? image_.at(n, 0, y, x + begin) : nullptr;
+      for (int64_t g = 0; g < groups_; ++g) {
+        const PixelPlane& plane = planes_[g];
+        const int64_t reads = plane.reads;
+        Operand* to = scratch + plane.start + row * cols_ * reads;
+        clear(to, begin * reads);
+        to += begin * reads;
+        const Stored* from = first;
+        for (int64_t col = begin; col < end; ++col, to += reads, from += image_.stride_w) {
+          stage_reads(from, plane.first_read, reads, to);
+        }
+        clear(to, (cols - end) * reads);
+      }
+    }
+  }
+
+  // A few numbers: in line.
+  static void clear(Operand* to, int64_t count) {
+    for_each_vector<Operand>(
+        count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA { zero<Operand>().store(to + i, mask); });
+  }
+
+  void stage_pixel(const Stored* from, Operand* to) const {
+    if (!from) return fill_zero(to, staged_);
     if constexpr (per_read == 2) {
       reorder_.run(from, reinterpret_cast<Stored*>(to));
     } else {
-      const bool gathered = !in_order_ && !as_it_lies_;
-      if constexpr (reads_stored) {
-        if (!gathered) {
-          return prologue_ ? prepare_pixel(prologue_, from, to, staged_) : widen_row(from, 1, to, staged_);
-        }
-        for_each_vector<Operand>(staged_, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
-          Vec<Operand>::gather(from, order_ + i, mask).store(to + i, mask);
-        });
-      } else if (gathered) {
-        for (int64_t i = 0; i < staged_; ++i) to[i] = widen(from[order_[i]]);
-      } else {
-        widen_row(from, 1, to, staged_);
-      }
-      if (prologue_) prepare_pixel(prologue_, to, to, staged_);
+      stage_reads(from, 0, staged_, to);
     }
+  }
+
+  // `count` reads from `first` on, or channels where pixels are staged as they lie.
+  GROUPCONV_INLINE void stage_reads(const Stored* from, int64_t first, int64_t count, Operand* to) const {
+    const Prologue<Sum> prologue = prologue_ ? from_channel(prologue_, first) : prologue_;
+    const bool gathered = !in_order_ && !as_it_lies_;
+    if constexpr (reads_stored) {
+      if (!gathered && prologue_) return prepare_pixel(prologue, from + first, to, count);
+      for_each_vector<Operand>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
+        const auto values = gathered ? Vec<Operand>::gather(from, order_ + first + i, mask)
+                                     : Vec<Operand>::load(from + first + i, mask);
+        values.store(to + i, mask);
+      });
+    } else if (gathered) {
+      for (int64_t i = 0; i < count; ++i) to[i] = widen(from[order_[first + i]]);
+    } else {
+      widen_row(from + first, 1, to, count);
+    }
+    if (prologue_) prepare_pixel(prologue, to, to, count);
   }
 
   const Image<const Stored>& image_;
@@ -231,6 +330,9 @@ class PixelSource {
   int64_t pixel_, row_ = 0, cols_ = 0;  // from pixel to pixel and row to row; pixels in a staged row
   int32_t* order_ = nullptr;
   Reorder<Stored> reorder_;
+  PixelPlane shared_{};                 // where all groups share one
+  const PixelPlane* planes_ = nullptr;  // or null
+  int64_t size_ = 0;                    // of all planes
 };
 
 }  // namespace

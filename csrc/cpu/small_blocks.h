@@ -33,7 +33,6 @@ struct SmallTile {
   T low, high;
 };
 
-constexpr int taps_together = 3;
 constexpr int most_small_pixels = vector_registers == 32 ? 14 : 8;
 
 template <int Count>
@@ -113,6 +112,7 @@ class SmallBlocks {
   using Operand = T;
   static constexpr bool side_by_side = true;
   static constexpr int64_t most = most_small_pixels;
+  static constexpr int64_t least_pixels_of_window = 64;
 
   static bool suits(const ConvolveProblem<Stored>& p) {
     const Sides<Stored> sides(p);
@@ -148,6 +148,7 @@ class SmallBlocks {
   }
 
   int64_t sums() const { return count_ * lanes; }
+  int64_t count() const { return count_; }
 
   bool writes_runs() const {
     bool runs = true;
@@ -220,30 +221,28 @@ class SmallBlocks {
     });
   }
 
-  void run(const PixelRun<T>& run) const {
-    SmallTile<T> tile{};
+  void run(int64_t index, const PixelRun<T>& run) const {
+    const Block& block = blocks_[index];
+    SmallTile<T> tile;
+    tile.source = run.source + block.first_read;
     tile.pixel_stride = run.pixel_stride;
+    tile.sources = block.reads;
+    tile.depth = block.depth;
+    tile.indices = block.indices;
+    tile.present = block.present;
     tile.offsets = offsets_;
     tile.long_runs = long_runs_;
     tile.short_runs = short_runs_;
+    tile.weight = block.weight;
+    tile.bias = block.bias;
+    tile.dest = run.dest + block.dest;
     tile.dest_stride = run.dest_stride;
+    tile.residual = run.residual ? run.residual + block.dest : nullptr;
+    tile.channels = block.channels;
     tile.clamped = run.clamped;
     tile.low = run.low;
     tile.high = run.high;
-    for (int64_t b = 0; b < count_; ++b) {
-      const Block& block = blocks_[b];
-      tile.source = run.source + block.first_read;
-      tile.sources = block.reads;
-      tile.depth = block.depth;
-      tile.indices = block.indices;
-      tile.present = block.present;
-      tile.weight = block.weight;
-      tile.bias = block.bias;
-      tile.channels = block.channels;
-      tile.dest = run.dest + block.dest;
-      tile.residual = run.residual ? run.residual + block.dest : nullptr;
-      multiply_small_run<T>(tile, run.pixels);
-    }
+    multiply_small_run<T>(tile, run.pixels);
   }
 
  private:

@@ -21,20 +21,24 @@ class WideBlocks {
     const T* bias;
     const int64_t* offsets;
     int64_t depth, channels;
+    int64_t group;
     int64_t dest;  // first channel: of the image, or among the sums
   };
 
  public:
   using Operand = X;
   static constexpr bool side_by_side = false;  // sources may lie anywhere
-  static constexpr int64_t most = most_pixels(most_vectors);
+  static constexpr int64_t most = most_pixels(most_vectors, 1);
+  static constexpr int64_t least_pixels_of_window = 32;
 
   static bool suits(const ConvolveProblem<Stored>& p) {
     return fills_lanes<T>(Sides<Stored>(p).dests, p.partition->groups);
   }
 
   explicit WideBlocks(const Sides<Stored>& sides)
-      : sides_(sides), reads_(count_reads<X>(sides.sources, sides.groups)) {
+      : sides_(sides),
+        reads_(count_reads<X>(sides.sources, sides.groups)),
+        runs_(runs_of_taps(*sides.problem.sweep, taps_together)) {
     for (int64_t g = 0; g < sides_.groups; ++g) {
       for_each_lane_block<T>(sides_.dests.count(g), [&](int64_t, int64_t, int64_t width) {
         ++count_;
@@ -45,6 +49,10 @@ class WideBlocks {
   }
 
   int64_t sums() const { return sums_; }
+  int64_t count() const { return count_; }
+  int64_t group(int64_t block) const { return blocks_[block].group; }
+  // Sources in a plane for each group: they are read so often that copying them so is little.
+  bool wants_planes() const { return runs_ != TapRuns::none; }
 
   bool writes_runs() const { return writes_neighbours(sides_); }
 
@@ -52,6 +60,7 @@ class WideBlocks {
     shared.plan<X>(weights_);
     shared.plan<T>(sums_);
     shared.plan<int64_t>(reads_ * sides_.taps);
+    shared.plan<int64_t>(sides_.taps);
     shared.plan<Block>(count_);
   }
 
@@ -61,19 +70,21 @@ class WideBlocks {
     X* weights = shared.take<X>(weights_);
     T* bias = shared.take<T>(sums_);
     int64_t* offsets = shared.take<int64_t>(reads_ * sides_.taps);
+    int64_t* at_tap = shared.take<int64_t>(sides_.taps);
     blocks_ = shared.take<Block>(count_);
     Block* block = blocks_;
     int64_t read = 0, sum = 0;
     for (int64_t g = 0; g < sides_.groups; ++g) {
       const int64_t reads = operands_for<X>(sides_.sources.count(g)), depth = reads * sides_.taps;
+      const PixelPlane plane = source.plane(g);
+      for (int64_t t = 0; t < sides_.taps; ++t) at_tap[t] = source.tap_offset(tap(t), plane);
       for (int64_t i = 0, j = 0; i < reads; ++i, ++read) {
-        for (const Tap& tap : sides_.problem.sweep->taps) {
-          offsets[j++] = source.tap_offset(tap) + source.place(read);
-        }
+        const int64_t place = source.place(read) - plane.first_read;
+        for (int64_t t = 0; t < sides_.taps; ++t) offsets[j++] = at_tap[t] + place;
       }
       for_each_lane_block<T>(sides_.dests.count(g), [&](int64_t first, int64_t channels, int64_t width) {
         const int32_t* to = sides_.dests.of(g) + first;
-        *block++ = {weights, bias, offsets, depth, channels, dest_direct ? to[0] : sum};
+        *block++ = {weights, bias, offsets, depth, channels, g, dest_direct ? to[0] : sum};
         for (int64_t r = 0; r < channels; ++r) places[to[r]] = static_cast<int32_t>(sum + r);
         for (int64_t r = 0; r < width; ++r) bias[r] = r < channels ? sides_.bias(to[r]) : T(0);
         pack(unpacked, g, first, channels, width, weights);
@@ -85,32 +96,39 @@ class WideBlocks {
     }
   }
 
-  void run(const PixelRun<X>& run) const {
-    PixelTile<X> tile{};
+  void run(int64_t index, const PixelRun<X>& run) const {
+    const Block& block = blocks_[index];
+    PixelTile<X> tile;
     tile.source = run.source;
     tile.pixel_stride = run.pixel_stride;
+    tile.offsets = block.offsets;
+    tile.depth = block.depth;
+    tile.weight = block.weight;
+    tile.bias = block.bias;
+    tile.dest = run.dest + block.dest;
     tile.dest_stride = run.dest_stride;
+    tile.residual = run.residual ? run.residual + block.dest : nullptr;
+    tile.channels = block.channels;
     tile.clamped = run.clamped;
     tile.low = run.low;
     tile.high = run.high;
-    for (int64_t b = 0; b < count_; ++b) {
-      const Block& block = blocks_[b];
-      tile.offsets = block.offsets;
-      tile.depth = block.depth;
-      tile.weight = block.weight;
-      tile.bias = block.bias;
-      tile.channels = block.channels;
-      tile.dest = run.dest + block.dest;
-      tile.residual = run.residual ? run.residual + block.dest : nullptr;
-      if (block.channels > lanes) {
-        multiply_pixel_run<X, 2>(tile, run.pixels);
-      } else {
-        multiply_pixel_run<X, 1>(tile, run.pixels);
-      }
+    if (block.channels > lanes) {
+      runs_ == TapRuns::none ? multiply_pixel_row<X, 2, 1>(tile, run.pixels)
+                             : multiply_pixel_row<X, 2, taps_together>(tile, run.pixels);
+    } else {
+      runs_ == TapRuns::none ? multiply_pixel_row<X, 1, 1>(tile, run.pixels)
+                             : multiply_pixel_row<X, 1, taps_together>(tile, run.pixels);
     }
   }
 
  private:
+  // The sweep's taps, those that are taken together in the order of the pixels that they read.
+  const Tap& tap(int64_t index) const {
+    const int64_t in_run = index % taps_together;
+    const int64_t at = runs_ == TapRuns::descending ? index - in_run + taps_together - 1 - in_run : index;
+    return sides_.problem.sweep->taps[static_cast<size_t>(at)];
+  }
+
   // weights[j · width + r], zero where no channel is.
   void pack(const Weights<Stored, X>& unpacked, int64_t group, int64_t first, int64_t channels, int64_t width,
             X* weights) const {
@@ -118,13 +136,13 @@ class WideBlocks {
     const X* block = unpacked.of(group) + first * row;
     const int64_t count = operands_for<X>(sides_.sources.count(group)), depth = count * sides_.taps;
     if (channels < width) fill_zero(weights, depth * width);
-    if (step == sides_.taps) {  // what is summed over lies in one run
+    if (step == sides_.taps && runs_ != TapRuns::descending) {  // what is summed over lies in one run
       transpose_in(block, row, channels, depth, weights, width);
       return;
     }
     for (int64_t i = 0; i < count; ++i) {
-      for (const Tap& tap : sides_.problem.sweep->taps) {
-        const X* from = block + i * step + tap.weight;
+      for (int64_t t = 0; t < sides_.taps; ++t) {
+        const X* from = block + i * step + tap(t).weight;
         for (int64_t r = 0; r < channels; ++r) weights[r] = from[r * row];
         weights += width;
       }
@@ -133,6 +151,7 @@ class WideBlocks {
 
   const Sides<Stored>& sides_;
   int64_t reads_;
+  TapRuns runs_;
   int64_t count_ = 0, sums_ = 0, weights_ = 0;
   Block* blocks_ = nullptr;
 };

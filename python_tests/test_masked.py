@@ -269,6 +269,33 @@ def test_the_dense_weight_gradient_as_a_product_of_matrices(
     )
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("groups", [3, 8])
+@pytest.mark.parametrize("size", [6, 21])
+def test_the_weight_gradient_of_wide_groups_as_products_of_matrices(
+    size: int, groups: int, dtype: torch.dtype, isa: str
+) -> None:
+    """Groups that fill no tile, blocks of pixels that fill no L1, with and without slices."""
+    ins, outs = (torch.randint(33, 70, (groups,)) for _ in range(2))
+    labels = [torch.arange(groups).repeat_interleave(counts) for counts in (ins, outs)]
+    partition = Partition.from_labels(*(side[torch.randperm(len(side))] for side in labels), groups)
+    x = torch.randn(4, partition.in_channels, size, size).to(dtype)
+    grad = torch.randn(4, partition.out_channels, size, size).to(dtype)
+    window = make_window(1, 1, 1, 0, 1)
+    with forced_isa(isa):
+        found = _ops.conv2d_weight_grad(
+            grad, x, partition.table(x.device), partition.entries, 1, 1, *window
+        )
+    dense = torch.einsum("bnhw,bchw->nc", grad.double(), x.double())[:, :, None, None]
+    scale = (4 * size * size) ** 0.5 * torch.finfo(
+        torch.float32 if dtype != torch.float64 else dtype
+    ).eps
+    torch.testing.assert_close(
+        found.double(), partition.pack(dense), rtol=8 * torch.finfo(dtype).eps, atol=20 * scale
+    )
+
+
 # ---- packing ------------------------------------------------------------------------------------
 
 

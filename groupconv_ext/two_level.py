@@ -4,9 +4,10 @@
     y[outputs_k] = A_k * x[inputs_k] + S[outputs_k] z + bias[outputs_k]
 
 (two_level, eq. 3.3-3.5). In the native operation for the CPU z_k is one more output of A's group k,
-made from what that group reads anyway, and S z is added to a tile of y while it lies in cache. The
-CUDA kernels make z first; A's convolution then reads it like the channels of one more tap.
-Backwards the gradients of y and z go through A and R as one convolution.
+made from what that group reads anyway, and S z is added to a tile of y while it lies in cache;
+groups of many channels take A, R and S one by one, S in place. The CUDA kernels make z first; A's
+convolution then reads it like the channels of one more tap. Backwards the gradients of y and z go
+through A and R as one convolution, or through each where copying the weights would cost more.
 """
 
 from __future__ import annotations

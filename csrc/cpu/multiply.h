@@ -84,12 +84,12 @@ struct Ahead {
   }
 };
 
-// After the pixels before `pixel` come those behind, and then the rows that are read next.
+// After the pixels before `pixel` come those behind, and then the rows that are read next. Where nobody knows them, it is
+// likely what follows in memory: small images lie one behind the other.
 template <class T>
 Ahead<T> ahead_of(const MultiplyJob<T>& job, int64_t pixel, int64_t begin, int64_t end) {
-  if (pixel < job.length) return {job.sources, pixel, begin, end};
-  if (job.next) return {job.next, 0, begin, end};
-  return {};
+  if (pixel >= job.length && job.next) return {job.next, 0, begin, end};
+  return {job.sources, pixel, begin, end};
 }
 
 template <class T, int R, int V>

@@ -18,6 +18,7 @@ function in front of it that skips the Function where no gradient is asked for.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from typing import Any, TypeAlias
 
 import torch
@@ -121,10 +122,41 @@ def wants_grad(*tensors: torch.Tensor | None) -> bool:
 def quick_to_apply(
     function: type[torch.autograd.Function],
 ) -> type[torch.autograd.Function]:
-    """Spare every call a third: ``apply`` asks for the signature of ``forward`` each time."""
+    """Spare every call half: ``apply`` asks for the signature of ``forward`` and binds to it."""
     forward: Any = function.forward
-    forward.__signature__ = inspect.signature(forward)
+    signature = inspect.signature(forward)
+    forward.__signature__ = _QuickSignature(
+        list(signature.parameters.values()), return_annotation=signature.return_annotation
+    )
     return function
+
+
+class _QuickSignature(inspect.Signature):
+    """Binds a call that gives every argument by its position to what it gives."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+        if kwargs or len(args) != len(self.parameters):
+            return super().bind(*args, **kwargs)
+        return _AllGiven(self, args)
+
+
+class _AllGiven(inspect.BoundArguments):
+    """The arguments of such a call."""
+
+    def __init__(self, signature: inspect.Signature, args: tuple[Any, ...]) -> None:
+        super().__init__(signature, OrderedDict(zip(signature.parameters, args, strict=True)))
+        self._args = args
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return self._args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return {}
+
+    def apply_defaults(self) -> None:
+        """Nothing is missing."""
 
 
 @quick_to_apply

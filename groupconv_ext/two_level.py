@@ -4,9 +4,10 @@
     y[outputs_k] = A_k * x[inputs_k] + S[outputs_k] z + bias[outputs_k]
 
 (two_level, eq. 3.3-3.5). In the native operation for the CPU z_k is one more output of A's group k,
-made from what that group reads anyway, and S z is added to a tile of y while it lies in cache. The
-CUDA kernels make z first; A's convolution then reads it like the channels of one more tap.
-Backwards the gradients of y and z go through A and R as one convolution.
+made from what that group reads anyway, and S z is added to a tile of y while it lies in cache;
+groups of many channels take A, R and S one by one, S in place. The CUDA kernels make z first; A's
+convolution then reads it like the channels of one more tap. Backwards the gradients of y and z go
+through A and R as one convolution, or through each where copying the weights would cost more.
 """
 
 from __future__ import annotations
@@ -246,8 +247,8 @@ class _TwoLevel(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        x, weight, restriction, coarse, _, _, *settings = inputs
-        ctx.restrict, ctx.spread, ctx.together, ctx.window, ctx.operations = settings
+        x, weight, restriction, coarse, _, *settings = inputs
+        ctx.within, ctx.restrict, ctx.spread, ctx.together, ctx.window, ctx.operations = settings
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x, weight, restriction, coarse, output[1])
 
@@ -258,24 +259,96 @@ class _TwoLevel(torch.autograd.Function):
         need_x, need_weight, need_restriction, need_coarse, need_bias, *_ = ctx.needs_input_grad
         if wants_grad(x, restriction):  # z as it came out of the kernel has no derivatives
             z = convolve(x, restriction, None, None, ctx.restrict, ctx.window, "none", by)
-        size, last = (x.shape[2], x.shape[3]), is_channels_last(x)
-        shape = (coarse.shape[1], -1, *weight.shape[1:])  # a group's rows, first A's and then R's
-        own = weight.reshape(shape).shape[1]
-        by_x = by_weight = by_restriction = by_coarse = None
-        if need_x or need_weight or need_restriction:
-            columns = coarse.reshape(-1, 1, 1)
-            z_size = (z.shape[2], z.shape[3])
-            by_z = input_grad(grad, columns, ctx.spread, _POINTWISE, z_size, last, by)
-            by_both = torch.cat((grad, by_z), 1)
-        if need_x:
-            rows = torch.cat((weight.reshape(shape), restriction.reshape(shape)), 1).flatten(0, 1)
-            by_x = input_grad(by_both, rows, ctx.together, ctx.window, size, last, by)
-        if need_weight or need_restriction:
-            kernel = (weight.shape[1], weight.shape[2])
-            by_rows = weight_grad(by_both, x, ctx.together, ctx.window, kernel, by).view(shape)
-            by_weight = by_rows[:, :own].reshape_as(weight)
-            by_restriction = by_rows[:, own:].reshape_as(restriction)
-        if need_coarse:
-            by_coarse = weight_grad(grad, z, ctx.spread, _POINTWISE, (1, 1), by).view_as(coarse)
+        wanted = (need_x, need_weight, need_restriction)
+        grads: tuple[torch.Tensor | None, ...] = (None, None, None)
+        by_z, by_coarse = _spread_grads(grad, z, coarse, ctx.spread, (any(wanted), need_coarse), by)
+        if by_z is not None:
+            # Together they copy y's gradient and the weights, apart they read x twice.
+            apart = x.is_cpu and weight.numel() > grad.numel()
+            through = _grads_apart if apart else _grads_together
+            grads = through(ctx, x, weight, restriction, grad, by_z, wanted)
         by_bias = grad.sum((0, 2, 3)) if need_bias else None
-        return by_x, by_weight, by_restriction, by_coarse, by_bias, *(None,) * 6
+        return *grads, by_coarse, by_bias, *(None,) * 6
+
+
+def _spread_grads(
+    grad: torch.Tensor,
+    z: torch.Tensor,
+    coarse: torch.Tensor,
+    spread: Partition,
+    wanted: tuple[bool, bool],
+    by: Operations,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The wanted ones of ∂L/∂z and ∂L/∂S."""
+    need_z, need_coarse = wanted
+    columns = coarse.reshape(-1, 1, 1)
+    made = None
+    if any(wanted) and not torch.is_grad_enabled():  # nobody differentiates this again
+        asked = (*wanted, False)
+        made = by.backward(grad, None, z, columns, spread, _POINTWISE, "none", asked)
+    if made is not None:
+        by_z, by_columns, _ = made
+    else:
+        size, last = (z.shape[2], z.shape[3]), is_channels_last(z)
+        by_z = by_columns = None
+        if need_z:
+            by_z = input_grad(grad, columns, spread, _POINTWISE, size, last, by)
+        if need_coarse:
+            by_columns = weight_grad(grad, z, spread, _POINTWISE, (1, 1), by)
+    return by_z, None if by_columns is None else by_columns.view_as(coarse)
+
+
+_Wanted = tuple[bool, bool, bool]
+
+
+def _grads_together(
+    ctx: Any,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    restriction: torch.Tensor,
+    by_y: torch.Tensor,
+    by_z: torch.Tensor,
+    wanted: _Wanted,
+) -> tuple[torch.Tensor | None, ...]:
+    """The wanted ones of ∂L/∂x, ∂L/∂A and ∂L/∂R, A and R as one convolution."""
+    need_x, need_weight, need_restriction = wanted
+    call = (ctx.together, ctx.window)
+    shape = (by_z.shape[1], -1, *weight.shape[1:])  # a group's rows, first A's and then R's
+    own = weight.reshape(shape).shape[1]
+    by_both = torch.cat((by_y, by_z), 1)
+    by_x = by_weight = by_restriction = None
+    if need_x:
+        rows = torch.cat((weight.reshape(shape), restriction.reshape(shape)), 1).flatten(0, 1)
+        size = (x.shape[2], x.shape[3])
+        by_x = input_grad(by_both, rows, *call, size, is_channels_last(x), ctx.operations)
+    if need_weight or need_restriction:
+        kernel = (weight.shape[1], weight.shape[2])
+        by_rows = weight_grad(by_both, x, *call, kernel, ctx.operations).view(shape)
+        by_weight = by_rows[:, :own].reshape_as(weight)
+        by_restriction = by_rows[:, own:].reshape_as(restriction)
+    return by_x, by_weight, by_restriction
+
+
+def _grads_apart(
+    ctx: Any,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    restriction: torch.Tensor,
+    by_y: torch.Tensor,
+    by_z: torch.Tensor,
+    wanted: _Wanted,
+) -> tuple[torch.Tensor | None, ...]:
+    """The same, A and R one after the other."""
+    need_x, need_weight, need_restriction = wanted
+    kernel = (weight.shape[1], weight.shape[2])
+    size, last = (x.shape[2], x.shape[3]), is_channels_last(x)
+    within, restrict, window, by = ctx.within, ctx.restrict, ctx.window, ctx.operations
+    by_x = by_weight = by_restriction = None
+    if need_x:
+        by_x = input_grad(by_y, weight, within, window, size, last, by)
+        by_x = by_x + input_grad(by_z, restriction, restrict, window, size, last, by)
+    if need_weight:
+        by_weight = weight_grad(by_y, x, within, window, kernel, by)
+    if need_restriction:
+        by_restriction = weight_grad(by_z, x, restrict, window, kernel, by)
+    return by_x, by_weight, by_restriction

@@ -277,3 +277,17 @@ def test_no_images_and_images_without_pixels() -> None:
         assert torch.equal(grad, torch.zeros_like(leaf))
     with pytest.raises(ValueError, match="padded input has only 3×0"):  # as conv2d
         gc.chain(torch.zeros(2, 12, 3, 0).double(), weights, bias, partitions=partitions)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [(3, 62, 64), (3, 61, 65)], ids=["whole lines", "parts of lines"])
+def test_outputs_beyond_the_caches(size: tuple[int, int, int], isa: str) -> None:
+    partitions = [Partition.contiguous(64, 64, 2), Partition.interleaved(64, 64, 2)]
+    x, weights, bias = operands(partitions, size, torch.float32)
+    weights = [weight / 6 for weight in weights]
+    with forced_isa(isa):
+        y = gc.chain(x, weights, bias, partitions=partitions, activation="relu")
+    doubles = [t.double() for t in (x, bias, *weights)]
+    expected = reference.chain(doubles[0], doubles[2:], doubles[1], partitions, "relu")
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ What they are in every dtype, on every instruction set, is checked beside the fo
 test_conv2d.py; here is what autograd makes of them.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import groupconv_ext as gc
 from groupconv_ext import Partition
-from groupconv_ext.autograd import ACTIVATIONS
+from groupconv_ext.autograd import ACTIVATIONS, quick_to_apply
 
 pytestmark = needs_native
 
@@ -250,3 +251,34 @@ def test_no_graph_where_gradients_are_off() -> None:
         y = convolve(*inputs)
     assert y.is_inference()
     assert calls.names == ["conv2d"], "the activation is part of it"
+
+
+def test_a_quick_signature_binds_as_any_other() -> None:
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(a: torch.Tensor, b: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
+            return a + b * scale
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            ctx.scale = inputs[2]
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+            return grad, grad * ctx.scale, None
+
+    usual = inspect.signature(Sum.forward)
+    quick = inspect.signature(quick_to_apply(Sum).forward)
+    assert str(quick) == str(usual)
+    for args, kwargs in (((1, 2, 3), {}), ((1, 2), {}), ((1,), {"b": 2}), ((1, 2), {"scale": 3})):
+        actual, expected = quick.bind(*args, **kwargs), usual.bind(*args, **kwargs)
+        assert actual.arguments == expected.arguments
+        actual.apply_defaults()
+        expected.apply_defaults()
+        assert (actual.args, actual.kwargs) == (expected.args, expected.kwargs)
+    for args in ((1,), (1, 2, 3, 4)):
+        with pytest.raises(TypeError):
+            quick.bind(*args)
+    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    for y, scale in ((Sum.apply(a, b), 2.0), (Sum.apply(a, b, 3.0), 3.0)):
+        assert torch.autograd.grad(y.sum(), b)[0].tolist() == [scale, scale]

@@ -332,6 +332,48 @@ def test_two_level_operation_on_every_instruction_set(isa: str) -> None:
             torch.testing.assert_close(y.double(), twin(x.double()), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.native
+@pytest.mark.skipif(_ops.unavailable is not None, reason=str(_ops.unavailable))
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize(
+    ("channels", "groups", "window", "stride", "size"),
+    [
+        pytest.param((12, 18), 3, (3, 3), 1, (9, 11), id="rows without gaps"),
+        pytest.param((8, 96), 2, (3, 3), 1, (67, 45), id="several tiles an image"),
+        pytest.param((8, 10), 2, (1, 1), 1, (7, 9), id="pointwise"),
+        pytest.param((8, 10), 2, (3, 1), 1, (9, 7), id="rows that touch"),
+        pytest.param((12, 18), 3, (3, 3), 2, (9, 8), id="strided"),
+        pytest.param((32, 128), 2, (3, 3), 1, (7, 7), id="one by one"),
+        pytest.param((32, 144), 2, (3, 3), 1, (8, 8), id="one by one, a last vector in part"),
+        pytest.param((64, 64), 1, (3, 3), 2, (14, 14), id="one by one, one group"),
+    ],
+)
+def test_two_level_operation_is_three_convolutions(
+    isa: str,
+    layout: str,
+    channels: tuple[int, int],
+    groups: int,
+    window: tuple[int, int],
+    stride: int,
+    size: tuple[int, int],
+) -> None:
+    padding = (window[0] // 2, window[1] // 2)
+    layer = TwoLevelConv2d(*channels, window, stride, padding, groups=groups)
+    x = LAYOUTS[layout](torch.randn(3, channels[0], *size))
+    with forced_isa(isa), torch.no_grad():
+        y = layer(x)
+    x, weight, restriction, coarse = (
+        t.detach().double() for t in (x, layer.weight, layer.restriction, layer.coarse)
+    )
+    assert layer.bias is not None
+    settings = (stride, padding, 1, groups)
+    z = functional.conv2d(x, restriction, None, *settings)
+    expected = functional.conv2d(x, weight, layer.bias.detach().double(), *settings)
+    expected += functional.conv2d(z, coarse[:, :, None, None])
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(_ops.unavailable is not None, reason=str(_ops.unavailable))
 def test_two_level_operation_checks_its_operands() -> None:
     partition = Partition.contiguous(4, 6, 2)

@@ -159,6 +159,8 @@ class StageRows {
   void multiply_group(const ChainStage<T>& stage, int64_t g, const ChannelLists& reads,
                       const ChannelLists& writes, MultiplyJob<T>& job) const {
     job.sources = sources_ + reads.offsets[g];
+    const int64_t after = g + 1 < stage.partition->groups ? reads.count(g + 1) : 0;
+    job.next = after >= job.depth ? job.sources + job.depth : nullptr;
     job.dests = dests_ + writes.offsets[g];
     job.weight = stage.weight + stage.partition->weight_offsets[g];
     job.columns = columns_;
@@ -248,6 +250,13 @@ class Chain {
         most_channels_(p_.source.channels),
         source_direct_(is_rows<T>(p_.source)),
         dest_direct_(is_rows<T>(p_.dest) && is_clamp(p_.activation)) {
+    if constexpr (__is_same(Stored, T)) {
+      const int64_t depth =
+          p_.stages[p_.count - 1].partition->entries() / larger(p_.dest.channels, int64_t{1});
+      // Fetching lines gains nothing: the products of a small group do not last until they come.
+      const bool streams = dest_direct_ && stores_to(p_.dest, depth) == Stores::streamed;
+      if (streams) stores_ = Stores::streamed;
+    }
     int current = 0;
     for (int64_t s = 0; s < p_.count; ++s) {
       most_channels_ = larger(most_channels_, p_.stages[s].partition->out_channels);
@@ -296,11 +305,13 @@ class Chain {
         job.clamped = dest_direct_ && p_.activation != Activation::none;
         job.low = finish_.range.low;
         job.high = finish_.range.high;
+        job.stores = stores_;  // tiles begin lines, being whole tiles of registers
       }
       rows.apply(p_.stages[s], blocks_.of(s), source, dest, last ? p_.bias : nullptr, job);
       source = {dest.first, dest.distance};
     }
     if (!dest_direct_) write_rows(source, finish_, *p_.sweep, tile, p_.dest, n);
+    finish_stores(stores_);
   }
 
   const ChainProblem<Stored>& p_;
@@ -309,6 +320,7 @@ class Chain {
   int64_t most_channels_;
   bool source_direct_, dest_direct_;
   int buffers_ = 1;
+  Stores stores_ = Stores::plain;
 };
 
 template <class Stored>

@@ -53,20 +53,21 @@ class Convolution {
       const int64_t depth = p_.partition->entries() * taps_ / larger(p_.dest.channels, int64_t{1});
       if (dest_direct_ && shared_ == 0) stores_ = stores_to(p_.dest, depth);
     }
+    staged_ = source_direct_ ? 0 : operands_for<Operand>(source_whole_ ? p_.source.channels : most_sources_);
+    dest_gaps_ = has_compress && dest_flat && !dest_direct_ && tiling(0, 1).across == 1;
+    dest_direct_ = dest_direct_ || dest_gaps_;
     // The second level is added when the first is done for all groups.
     dest_whole_ = dest_whole_ || (shared_ > 0 && !dest_direct_);
-    staged_ = source_direct_ ? 0 : operands_for<Operand>(source_whole_ ? p_.source.channels : most_sources_);
-    dest_gaps_ = has_compress && dest_flat && !dest_direct_ && shared_ == 0 && tiling(0, 1).across == 1;
-    dest_direct_ = dest_direct_ || dest_gaps_;
-    summed_ = dest_direct_ ? 0 : dest_whole_ ? p_.dest.channels : most_dests_;
-    source_flat_ = !source_direct_ && sweep_.rows > 1 && tiling(summed_ + shared_, 1).across == 1 &&
+    summed_ = dest_direct_ ? 0 : (dest_whole_ ? p_.dest.channels : most_dests_) + shared_;
+    source_flat_ = !source_direct_ && sweep_.rows > 1 && tiling(summed_, 1).across == 1 &&
                    stages_vectors<Stored, Operand>(p_.source, planes_, sweep_.cols + sweep_.halo_cols);
   }
 
   void run() const {
     const int64_t groups_at_once = source_whole_ || dest_whole_ || shared_ > 0 ? groups_ : 1;
     const int64_t units = p_.dest.batch * groups_ / groups_at_once;
-    const Tiling tiles = tiling(summed_ + shared_, p_.threads.run ? divide_up(pieces_for_threads, units) : 1);
+    const Tiling tiles = tiling(
+        summed_, larger(p_.threads.run ? divide_up(pieces_for_threads, units) : int64_t{1}, least_tiles()));
     const Sides<Stored> sides(p_);
     const Weights<Stored, Operand> weights(sides);
     const RowBlocks<Stored, Operand> blocks(sides, shared_ > 0);
@@ -112,6 +113,13 @@ class Convolution {
     GapVector *source_ = nullptr, *dest_ = nullptr;
   };
 
+  // Of an image. What the second level adds to, tile by tile, stays in L2.
+  int64_t least_tiles() const {
+    if (shared_ == 0) return 1;
+    const int64_t elements = (p_.dest.channels + shared_) * sweep_.rows * sweep_.cols;
+    return divide_up(elements * static_cast<int64_t>(sizeof(T)), most_tile_bytes);
+  }
+
   Tiling tiling(int64_t dest_rows, int64_t wanted) const {
     return Tiling(sweep_, staged_ * planes_.count, dest_rows, sizeof(T), wanted);
   }
@@ -146,7 +154,6 @@ class Convolution {
 
     Workspace space;
     space.plan<Operand>(staged_ * source_distance);
-    space.plan<T>(shared_ * sum_distance);
     space.plan<T>(summed_ * sum_distance);
     space.plan<const Operand*>(depth);
     space.plan<int64_t>(depth);
@@ -158,7 +165,6 @@ class Convolution {
     space.plan<T>(rows);
     space.open();
     Operand* staged = space.take<Operand>(staged_ * source_distance);
-    T* shared = space.take<T>(shared_ * sum_distance);
     T* sums = space.take<T>(summed_ * sum_distance);
     const Operand** sources = space.take<const Operand*>(depth);
     int64_t* steps = space.take<int64_t>(depth);
@@ -209,6 +215,12 @@ class Convolution {
       return j;
     };
 
+    // Where a channel goes that every group makes one of.
+    const auto shared_row = [&](int64_t g) {
+      if (dest_direct_) return direct<T>(p_.shared, n, tile) + g * p_.shared.stride_c;
+      return sums + (p_.dest.channels + g) * sum_distance;
+    };
+
     // Fills `dests` and `bias` with where the sums of some channels go and begin.
     const auto list_dests = [&](const int32_t* to, int64_t count) {
       for (int64_t r = 0; r < count; ++r) {
@@ -238,10 +250,10 @@ class Convolution {
       if (shared_ > 0) {
         job.bias = nullptr;
         job.weight += sources_.offsets[g] * p_.window_area;  // every group before had a row more
-        dests[job.rows++] = shared + g * sum_distance;
+        dests[job.rows++] = shared_row(g);
       }
       if (dest_direct_ && p_.residual.data) {
-        for (int64_t r = 0; r < job.rows; ++r) {
+        for (int64_t r = 0; r < dests_.count(g); ++r) {
           residuals[r] = direct<const T>(p_.residual, n, tile) + to[r] * p_.residual.stride_c;
         }
         job.residuals = residuals;
@@ -256,10 +268,15 @@ class Convolution {
     }
     if constexpr (!in_pairs) {
       if (shared_ > 0) {
-        unstage(shared, sum_distance, shape.pitch, {nullptr, shared_}, sweep_, tile,
-                Finish<T>(Activation::none), Image<const Stored>{}, p_.shared, n);
+        if (dest_direct_) {
+          job.length = tile.rows * tile.cols;  // which follow each other in the images
+          job.gaps = nullptr;
+        } else {
+          unstage(shared_row(0), sum_distance, shape.pitch, {nullptr, shared_}, sweep_, tile,
+                  Finish<T>(Activation::none), Image<const Stored>{}, p_.shared, n);
+        }
         for (int64_t i = 0; i < shared_; ++i) {
-          sources[i] = shared + i * sum_distance;
+          sources[i] = shared_row(i);
           steps[i] = i;
         }
         job.weight = p_.coarse;
@@ -271,8 +288,8 @@ class Convolution {
       }
     }
     if (dest_whole_) {
-      unstage(sums, sum_distance, shape.pitch, {nullptr, summed_}, sweep_, tile, finish_, p_.residual,
-              p_.dest, n);
+      unstage(sums, sum_distance, shape.pitch, {nullptr, p_.dest.channels}, sweep_, tile, finish_,
+              p_.residual, p_.dest, n);
     }
     finish_stores(stores_);
   }
@@ -322,6 +339,17 @@ bool convolve_pairs(const ConvolveProblem<Stored>& problem) {
   if (problem.source.channels_last()) return false;
   Convolution<Stored, Pair<Stored>>(problem).run();
   return true;
+}
+
+// False as well where the weights do not stay in cache: lanes over channels read them once for a few pixels.
+template <class Stored>
+bool has_lanes_over_channels(const ConvolveProblem<Stored>& problem) {
+  using T = compute_t<Stored>;
+  if (LaneConvolution<Stored>::suits(problem)) return true;
+  const int64_t weights = problem.partition->entries() * problem.window_area;
+  if (weights * static_cast<int64_t>(sizeof(T)) > caches().own) return false;
+  if constexpr (Vec<T>::lanes > 1) return PixelConvolution<Stored, WideBlocks<Stored, T>>::suits(problem);
+  return false;
 }
 
 template <class Stored>

@@ -222,6 +222,8 @@ struct TypedKernels {
   void (*kronecker_grad)(const KroneckerGradProblem<Stored>&);
   void (*chain)(const ChainProblem<Stored>&);
   void (*chain_grad)(const ChainGradProblem<Stored>&);
+  // Whether convolve multiplies with lanes over a group's destination channels, not over pixels.
+  bool (*has_lanes_over_channels)(const ConvolveProblem<Stored>&);
 };
 
 // Of uint8 and int8: quantized.h has the problems.

@@ -29,6 +29,7 @@ namespace {
 template <class T>
 struct MultiplyJob {
   const T* const* sources;  // [depth] rows, at the tile's first pixel
+  const T* const* next;     // the rows that are read after these, as many, or null: nobody knows
   const int64_t* steps;     // [depth] distance of source j's weight from a row's first weight
   int64_t depth;
   const T* weight;  // or null: only in blocks
@@ -68,11 +69,27 @@ struct TileWeights {
   const int64_t* steps;
 };
 
-// A tile is narrow and its rows lie far apart, so the hardware does not guess where the next one is.
-template <class T, int V>
-GROUPCONV_INLINE void prefetch_next(const T* source) {
+// What a tile fetches for the one after it: it is narrow and its rows lie far apart, so the hardware does not guess
+// where they go on. A core keeps few lines in flight, so every tile of rows fetches its share.
+template <class T>
+struct Ahead {
+  const T* const* rows;
+  int64_t pixel, begin, end;  // of the rows
+
+  template <int V>
+  GROUPCONV_INLINE void fetch(int64_t row) const {
+    const T* source = rows[row] + pixel;
 #pragma GCC unroll 8
-  for (int v = V; v < 2 * V; ++v) __builtin_prefetch(source + v * Vec<T>::lanes);
+    for (int v = 0; v < V; ++v) __builtin_prefetch(source + v * Vec<T>::lanes);
+  }
+};
+
+// After the pixels before `pixel` come those behind, and then the rows that are read next. Where nobody knows them, it is
+// likely what follows in memory: small images lie one behind the other.
+template <class T>
+Ahead<T> ahead_of(const MultiplyJob<T>& job, int64_t pixel, int64_t begin, int64_t end) {
+  if (pixel >= job.length && job.next) return {job.next, 0, begin, end};
+  return {job.sources, pixel, begin, end};
 }
 
 template <class T, int R, int V>
@@ -121,9 +138,9 @@ GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T>& job, Vec<sum_t<T>
 }
 #endif
 
-template <class T, int R, int V, bool Adjacent, bool Tail, bool Prefetch>
+template <class T, int R, int V, bool Adjacent, bool Tail>
 void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
-                   typename Vec<T>::Mask tail) {
+                   typename Vec<T>::Mask tail, const Ahead<T>& ahead) {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
   constexpr int lanes = V_::lanes;
@@ -152,20 +169,26 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
   const int64_t* steps = weights.steps;
   const T* first_weights = weights.first + row * weights.row_step;
   const Strides strides(weights.stride * static_cast<int64_t>(sizeof(T)));
-  for (int64_t j = 0; j < depth; ++j) {
+  const auto step = [&](int64_t j) GROUPCONV_INLINE_LAMBDA {
     const T* source = sources[j] + source_pixel;
     const T* weight = first_weights + steps[j];
     V_ x[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) x[v] = load(source, v);
-    if constexpr (Prefetch) prefetch_next<T, V>(source);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V_ w = V_::broadcast(Adjacent ? weight[r] : *strides.at(weight, r));
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
     }
+  };
+  int64_t j = 0;
+  for (; j < ahead.begin; ++j) step(j);
+  for (; j < ahead.end; ++j) {
+    ahead.template fetch<tile_vectors(R)>(j);
+    step(j);
   }
+  for (; j < depth; ++j) step(j);
 
 #if defined(__AVX512F__)
   if (job.gaps) return store_without_gaps<T, R, V, Tail>(job, sums, row, pixel, tail);
@@ -207,38 +230,41 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
 // The last, partial tile of a row: as few vectors as it needs, the last one masked.
 template <class T, int R, bool Adjacent, int V = tile_vectors(R)>
 void multiply_tail(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
-                   int64_t end) {
+                   int64_t end, const Ahead<T>& ahead) {
   constexpr int lanes = Vec<T>::lanes;
   const int64_t left = end - pixel;
   if constexpr (V > 1) {
-    if (left <= (V - 1) * lanes) return multiply_tail<T, R, Adjacent, V - 1>(job, weights, row, pixel, end);
+    if (left <= (V - 1) * lanes)
+      return multiply_tail<T, R, Adjacent, V - 1>(job, weights, row, pixel, end, ahead);
   }
-  multiply_tile<T, R, V, Adjacent, true, false>(job, weights, row, pixel,
-                                                Vec<T>::first(left - (V - 1) * lanes));
+  multiply_tile<T, R, V, Adjacent, true>(job, weights, row, pixel, Vec<T>::first(left - (V - 1) * lanes),
+                                         ahead);
 }
 
-// R rows × the pixels [pixel, pixel + span): whole tiles first, then the tail. The first rows fetch what the
-// rest find in cache.
+// R rows × the pixels [pixel, pixel + span): whole tiles first, then the tail. Each fetches `fetched` rows of the next
+// one from `first` on.
 template <class T, int R, bool Adjacent>
 void multiply_span(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
-                   int64_t span) {
+                   int64_t span, int64_t first, int64_t fetched) {
   constexpr int V = tile_vectors(R);
   constexpr int64_t width = V * Vec<T>::lanes;
   const int64_t end = smaller(pixel + span, job.length);
+  const int64_t begin = smaller(first, job.depth), stop = smaller(first + fetched, job.depth);
   for (; pixel + width <= end; pixel += width) {
-    if (row == 0) {
-      multiply_tile<T, R, V, Adjacent, false, true>(job, weights, row, pixel, typename Vec<T>::Mask());
-    } else {
-      multiply_tile<T, R, V, Adjacent, false, false>(job, weights, row, pixel, typename Vec<T>::Mask());
-    }
+    multiply_tile<T, R, V, Adjacent, false>(job, weights, row, pixel, typename Vec<T>::Mask(),
+                                            ahead_of(job, pixel + width, begin, stop));
   }
-  if (pixel < end) multiply_tail<T, R, Adjacent>(job, weights, row, pixel, end);
+  if (pixel < end) {
+    multiply_tail<T, R, Adjacent>(job, weights, row, pixel, end, ahead_of(job, end, begin, stop));
+  }
 }
 
 template <class T, bool Adjacent, int R = max_tile_rows - 1>
 void multiply_last_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row) {
   if constexpr (R > 0) {
-    if (job.rows - row == R) return multiply_span<T, R, Adjacent>(job, weights, row, 0, job.length);
+    const int64_t fetched = row == 0 ? job.depth : 0;  // the tiles before have done it
+    if (job.rows - row == R)
+      return multiply_span<T, R, Adjacent>(job, weights, row, 0, job.length, 0, fetched);
     multiply_last_rows<T, Adjacent, R - 1>(job, weights, row);
   }
 }
@@ -253,6 +279,7 @@ template <class T>
 void copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
   constexpr int lanes = Vec<T>::lanes, vectors = tile_vectors(max_tile_rows);
   const int64_t present = job.length - pixel;
+  const Ahead<T> next = ahead_of(job, pixel + tile_width<T>, 0, job.depth);
   for (int64_t j = 0; j < job.depth; ++j) {
     const T* source = job.sources[j] + pixel;
     T* to = job.tile + j * tile_width<T>;
@@ -260,7 +287,7 @@ void copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
     if (present >= tile_width<T>) {
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) Vec<T>::load(source + v * lanes).store(to + v * lanes);
-      prefetch_next<T, vectors>(source);
+      next.template fetch<vectors>(j);
     } else {
       for (int64_t v = 0; v < present; v += lanes)
         Vec<T>::load(source + v, Vec<T>::first(present - v)).store(to + v);
@@ -274,13 +301,15 @@ void multiply_all_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights)
   const bool copies = job.tile && full >= rows_worth_a_copy;
   MultiplyJob<T> tiled = job;
   if (copies) tiled.sources = job.tile_rows;
+  // Where tiles are copied, that fetches.
+  const int64_t share = copies || full == 0 ? 0 : divide_up(job.depth * max_tile_rows, full);
   for (int64_t pixel = 0; full > 0 && pixel < job.length; pixel += tile_width<T>) {
     if (copies) {
       copy_tile(job, pixel);
       tiled.sources_begin = pixel;
     }
-    for (int64_t row = 0; row < full; row += max_tile_rows) {
-      multiply_span<T, max_tile_rows, Adjacent>(tiled, weights, row, pixel, tile_width<T>);
+    for (int64_t row = 0, first = 0; row < full; row += max_tile_rows, first += share) {
+      multiply_span<T, max_tile_rows, Adjacent>(tiled, weights, row, pixel, tile_width<T>, first, share);
     }
   }
   // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.

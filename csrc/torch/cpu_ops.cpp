@@ -18,18 +18,6 @@
 namespace groupconv::ops {
 namespace {
 
-// Pointwise over flat images: one long row, which needs no staging and can be cut anywhere.
-template <class Source, class Dest>
-bool collapse(Sweep& sweep, Image<Source>& source, Image<Dest>& dest) {
-  if (!sweep.pointwise() || !source.flat() || !dest.flat()) return false;
-  if (source.height != dest.height || source.width != dest.width) return false;
-  if (sweep.rows != dest.height || sweep.cols != dest.width) return false;
-  sweep.make_one_row();
-  source = source.as_row();
-  dest = dest.as_row();
-  return true;
-}
-
 // The part of an image that a sweep visits, as an image that it visits all of.
 template <class Element>
 Image<Element> crop_to(Sweep& sweep, const Image<Element>& image) {
@@ -114,84 +102,6 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
     cpu::typed<Stored>(cpu::kernels()).convolve(problem);
   });
   return output;
-}
-
-// The blocks of A, each with its group's row of R at its end: what reads the same is one product.
-template <class Compute>
-Tensor with_restriction(const Tensor& weight, const Tensor& restriction, const PartitionView& partition,
-                        int64_t area) {
-  const int64_t reads = partition.inputs.offsets[partition.groups];
-  Tensor rows = torch::stable::new_empty(weight, {(partition.entries() + reads) * area});
-  const auto* own = static_cast<const Compute*>(weight.data_ptr());
-  const auto* shared = static_cast<const Compute*>(restriction.data_ptr());
-  auto* to = static_cast<Compute*>(rows.data_ptr());
-  for (int64_t g = 0; g < partition.groups; ++g) {
-    const int64_t row = partition.inputs.count(g) * area;
-    to = std::copy_n(std::exchange(own, own + partition.outputs.count(g) * row),
-                     partition.outputs.count(g) * row, to);
-    to = std::copy_n(std::exchange(shared, shared + row), row, to);
-  }
-  return rows;
-}
-
-// conv2d of two levels: a channel z_g = restriction_g * input for every group, and coarse · z added to the
-// outputs pixel by pixel. Returns the output and z.
-std::tuple<Tensor, Tensor> two_level(const Tensor& input, const Tensor& weight, const Tensor& restriction,
-                                     const Tensor& coarse, const std::optional<Tensor>& bias,
-                                     const Tensor& table, int64_t stride_h, int64_t stride_w, int64_t pad_top,
-                                     int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
-                                     int64_t dilation_h, int64_t dilation_w) {
-  check_image("input", input);
-  STD_TORCH_CHECK(coarse.dim() == 2, "coarse must have sizes [outputs, groups], got ", sizes_text(coarse));
-  const int64_t out_channels = coarse.size(0);
-  const PartitionView partition = read_partition(table, input.size(1), out_channels);
-  STD_TORCH_CHECK(coarse.size(1) == partition.groups, "coarse has ", coarse.size(1),
-                  " columns, the partition table says ", partition.groups, " groups");
-  check_weight(weight, partition);
-  check_like("weight", weight, "input", input);
-  check_like("restriction", restriction, "input", input);
-  check_like("coarse", coarse, "input", input);
-  const int64_t reads = partition.inputs.offsets[partition.groups];
-  STD_TORCH_CHECK(restriction.dim() == 3 && restriction.size(0) == reads &&
-                      restriction.size(1) == weight.size(1) && restriction.size(2) == weight.size(2),
-                  "restriction must have sizes [", reads, ", ", weight.size(1), ", ", weight.size(2),
-                  "], got ", sizes_text(restriction));
-  const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
-                                    pad_left, pad_right, dilation_h, dilation_w);
-  check_bias("bias", bias, input, out_channels);
-  const auto sizes = output_sizes(window, input.size(0), out_channels, input.size(2), input.size(3));
-  check_dtype(input);
-
-  const bool channels_last = is_channels_last(input);
-  Tensor output = empty_image(input, sizes, channels_last);
-  Tensor shared = empty_image(input, {sizes[0], partition.groups, sizes[2], sizes[3]}, channels_last);
-  if (output.numel() == 0) return {output, shared};
-  for_dtype(input, [&](auto element) {
-    using Stored = decltype(element);
-    using Compute = cpu::compute_t<Stored>;
-    const Tensor rows = with_restriction<Compute>(for_compute<Stored>(weight),
-                                                  for_compute<Stored>(restriction), partition, window.area());
-    const Tensor typed_coarse = for_compute<Stored>(coarse);
-    const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : typed_coarse;
-    cpu::ConvolveProblem<Stored> problem;
-    problem.source = image_of<const Stored>(input);
-    problem.dest = image_of<Stored>(output);
-    problem.shared = image_of<Stored>(shared);
-    problem.weight = static_cast<const Compute*>(rows.data_ptr());
-    problem.coarse = static_cast<const Compute*>(typed_coarse.data_ptr());
-    if (bias) problem.bias = static_cast<const Compute*>(typed_bias.data_ptr());
-    problem.partition = &partition;
-    problem.window_area = window.area();
-    problem.threads = threads_for(partition, window, sizes[0] * sizes[2] * sizes[3]);
-    Sweep sweep = make_sweep(forward_axis(vertical(window), input.size(2), sizes[2]),
-                             forward_axis(horizontal(window), input.size(3), sizes[3]), window.kernel_w,
-                             plane_pixels(problem.source, partition.inputs, partition.groups));
-    check_span(sweep, partition.in_channels + out_channels + partition.groups);
-    problem.sweep = &sweep;
-    if (collapse(sweep, problem.source, problem.dest)) problem.shared = problem.shared.as_row();
-    cpu::typed<Stored>(cpu::kernels()).convolve(problem);
-  });
-  return {output, shared};
 }
 
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
@@ -351,7 +261,6 @@ double fma_peak(double seconds) { return cpu::kernels().fma_peak(seconds); }
 
 STABLE_TORCH_LIBRARY_IMPL(groupconv, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&groupconv::ops::conv2d));
-  m.impl("two_level", TORCH_BOX(&groupconv::ops::two_level));
   m.impl("conv2d_input_grad", TORCH_BOX(&groupconv::ops::conv2d_input_grad));
   m.impl("conv2d_weight_grad", TORCH_BOX(&groupconv::ops::conv2d_weight_grad));
 }

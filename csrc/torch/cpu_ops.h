@@ -115,6 +115,18 @@ inline Tensor laid_out_like(const Tensor& output, const Tensor& residual) {
   return residual;
 }
 
+// Pointwise over flat images: one long row, which needs no staging and can be cut anywhere.
+template <class Source, class Dest>
+bool collapse(Sweep& sweep, Image<Source>& source, Image<Dest>& dest) {
+  if (!sweep.pointwise() || !source.flat() || !dest.flat()) return false;
+  if (source.height != dest.height || source.width != dest.width) return false;
+  if (sweep.rows != dest.height || sweep.cols != dest.width) return false;
+  sweep.make_one_row();
+  source = source.as_row();
+  dest = dest.as_row();
+  return true;
+}
+
 // A pointwise convolution of images that are single rows.
 inline Sweep one_row(int64_t pixels) {
   return make_sweep(forward_axis(vertical(Window{}), 1, 1),

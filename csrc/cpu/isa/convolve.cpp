@@ -9,6 +9,11 @@ void Kernels<Stored>::convolve(const ConvolveProblem<Stored>& problem) {
   cpu::convolve(problem);
 }
 
+template <class Stored>
+bool Kernels<Stored>::has_lanes_over_channels(const ConvolveProblem<Stored>& problem) {
+  return cpu::has_lanes_over_channels(problem);
+}
+
 GROUPCONV_INSTANTIATE
 
 }  // namespace groupconv::cpu::GROUPCONV_ISA

@@ -9,9 +9,9 @@
 // (24 sums, 3 sources, 1 weight), with 16 it is 4 × 3 (12 + 3 + 1).
 // Pixels are the outer loop: the tile of source rows stays in L1 while all destination rows pass over it.
 //
-// Weights of a tile's rows that lie next to each other are read from one pointer: those of an input gradient
-// without a window do, others are brought into blocks where that pays (row_blocks.h). Else each row has its own
-// address, and a fifth of the instructions computes it.
+// Weights are read where they lie: those of a tile's rows are equally far apart, so that four registers and the
+// first row's address reach all of them without an instruction (strides.h). Bringing them next to each other first
+// is no faster (benches/NOTES.md).
 //
 // Sums leave for the image or for scratch: gaps between a tile's rows, which an image does not have, are taken out
 // on the way (row_gaps.h), and what is larger than the caches is stored past them (stores.h).
@@ -60,7 +60,7 @@ constexpr int tile_vectors(int rows) {
 }
 
 // Where the weight of a row that begins a tile and source j is found: first + row · row_step + steps[j].
-// Those of the tile's other rows follow `stride` apart; Adjacent: 1.
+// Those of the tile's other rows follow `stride` apart.
 template <class T>
 struct TileWeights {
   const T* first;
@@ -121,7 +121,7 @@ GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T>& job, Vec<sum_t<T>
 }
 #endif
 
-template <class T, int R, int V, bool Adjacent, bool Tail, bool Prefetch>
+template <class T, int R, int V, bool Tail, bool Prefetch>
 void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
                    typename Vec<T>::Mask tail) {
   using V_ = Vec<T>;
@@ -147,21 +147,25 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
     }
   }
 
-  const int64_t depth = job.depth, source_pixel = pixel - job.sources_begin;
-  const T* const* sources = job.sources;
-  const int64_t* steps = weights.steps;
+  const int64_t source_pixel = pixel - job.sources_begin;
+  // Counted up to zero, which takes no comparison.
+  const T* const* const sources = job.sources + job.depth;
+  const int64_t* const steps = weights.steps + job.depth;
   const T* first_weights = weights.first + row * weights.row_step;
+  asm("" : "+r"(first_weights));
   const Strides strides(weights.stride * static_cast<int64_t>(sizeof(T)));
-  for (int64_t j = 0; j < depth; ++j) {
-    const T* source = sources[j] + source_pixel;
+  for (int64_t j = -job.depth; j != 0; ++j) {
+    const T* source = sources[j];
     const T* weight = first_weights + steps[j];
+    asm("" : "+r"(source), "+r"(weight));  // else the compiler keeps a distance for each vector and each row
+    source += source_pixel;
     V_ x[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) x[v] = load(source, v);
     if constexpr (Prefetch) prefetch_next<T, V>(source);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V_ w = V_::broadcast(Adjacent ? weight[r] : *strides.at(weight, r));
+      const V_ w = V_::broadcast(*strides.at(weight, r));
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
     }
@@ -205,21 +209,20 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
 }
 
 // The last, partial tile of a row: as few vectors as it needs, the last one masked.
-template <class T, int R, bool Adjacent, int V = tile_vectors(R)>
+template <class T, int R, int V = tile_vectors(R)>
 void multiply_tail(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
                    int64_t end) {
   constexpr int lanes = Vec<T>::lanes;
   const int64_t left = end - pixel;
   if constexpr (V > 1) {
-    if (left <= (V - 1) * lanes) return multiply_tail<T, R, Adjacent, V - 1>(job, weights, row, pixel, end);
+    if (left <= (V - 1) * lanes) return multiply_tail<T, R, V - 1>(job, weights, row, pixel, end);
   }
-  multiply_tile<T, R, V, Adjacent, true, false>(job, weights, row, pixel,
-                                                Vec<T>::first(left - (V - 1) * lanes));
+  multiply_tile<T, R, V, true, false>(job, weights, row, pixel, Vec<T>::first(left - (V - 1) * lanes));
 }
 
 // R rows × the pixels [pixel, pixel + span): whole tiles first, then the tail. The first rows fetch what the
 // rest find in cache.
-template <class T, int R, bool Adjacent>
+template <class T, int R>
 void multiply_span(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
                    int64_t span) {
   constexpr int V = tile_vectors(R);
@@ -227,19 +230,19 @@ void multiply_span(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
   const int64_t end = smaller(pixel + span, job.length);
   for (; pixel + width <= end; pixel += width) {
     if (row == 0) {
-      multiply_tile<T, R, V, Adjacent, false, true>(job, weights, row, pixel, typename Vec<T>::Mask());
+      multiply_tile<T, R, V, false, true>(job, weights, row, pixel, typename Vec<T>::Mask());
     } else {
-      multiply_tile<T, R, V, Adjacent, false, false>(job, weights, row, pixel, typename Vec<T>::Mask());
+      multiply_tile<T, R, V, false, false>(job, weights, row, pixel, typename Vec<T>::Mask());
     }
   }
-  if (pixel < end) multiply_tail<T, R, Adjacent>(job, weights, row, pixel, end);
+  if (pixel < end) multiply_tail<T, R>(job, weights, row, pixel, end);
 }
 
-template <class T, bool Adjacent, int R = max_tile_rows - 1>
+template <class T, int R = max_tile_rows - 1>
 void multiply_last_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row) {
   if constexpr (R > 0) {
-    if (job.rows - row == R) return multiply_span<T, R, Adjacent>(job, weights, row, 0, job.length);
-    multiply_last_rows<T, Adjacent, R - 1>(job, weights, row);
+    if (job.rows - row == R) return multiply_span<T, R>(job, weights, row, 0, job.length);
+    multiply_last_rows<T, R - 1>(job, weights, row);
   }
 }
 
@@ -268,7 +271,7 @@ void copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
   }
 }
 
-template <class T, bool Adjacent>
+template <class T>
 void multiply_all_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights) {
   const int64_t full = job.rows - job.rows % max_tile_rows;
   const bool copies = job.tile && full >= rows_worth_a_copy;
@@ -280,11 +283,11 @@ void multiply_all_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights)
       tiled.sources_begin = pixel;
     }
     for (int64_t row = 0; row < full; row += max_tile_rows) {
-      multiply_span<T, max_tile_rows, Adjacent>(tiled, weights, row, pixel, tile_width<T>);
+      multiply_span<T, max_tile_rows>(tiled, weights, row, pixel, tile_width<T>);
     }
   }
   // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.
-  multiply_last_rows<T, Adjacent>(job, weights, full);
+  multiply_last_rows<T>(job, weights, full);
 }
 
 // The few pixels beyond the last whole vector: a masked tile would spend as much on them as on a whole vector. Now
@@ -428,10 +431,8 @@ void multiply_rows(const MultiplyJob<T>& job) {
     multiply_rows(vectors);
     return multiply_columns(job, vectors.length);
   }
-  if (job.blocks) return multiply_all_rows<T, true>(job, {job.blocks, job.depth, 1, job.block_steps});
-  const TileWeights<T> as_they_lie{job.weight, job.weight_row_stride, job.weight_row_stride, job.steps};
-  if (job.weight_row_stride == 1) return multiply_all_rows<T, true>(job, as_they_lie);
-  multiply_all_rows<T, false>(job, as_they_lie);
+  if (job.blocks) return multiply_all_rows<T>(job, {job.blocks, job.depth, 1, job.block_steps});
+  multiply_all_rows<T>(job, {job.weight, job.weight_row_stride, job.weight_row_stride, job.steps});
 }
 
 }  // namespace

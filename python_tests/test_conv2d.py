@@ -250,6 +250,41 @@ def test_every_number_of_pixels_and_rows(isa: str, dtype: torch.dtype, layout: s
         check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
 
 
+@each_dtype
+def test_every_number_of_channels_to_transpose(isa: str, dtype: torch.dtype) -> None:
+    # Too few pixels for lanes over channels: all channels of a pixel become rows, and sums pixels.
+    place = LAYOUTS["channels_last"]
+    for count in range(1, 42):
+        partition = Partition.random(count, 43 - count, 1, seed=count)
+        geometry = Geometry((1, 7 * count % 20 + 1))
+        x, weight, bias = tensors(partition, geometry, 1, dtype)
+        residual = torch.randn_like(reference.conv2d(x, weight, bias, partition))
+        check_convolution(
+            partition, geometry, place(x), weight, bias, place(residual), "relu", place
+        )
+
+
+# Destinations that fill vectors and leave some of the last; windows visited in order, backwards, in
+# part (strides) and of more positions than a table holds.
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry((8, 9)),
+        Geometry((7, 14), (3, 3), padding=AROUND),
+        Geometry((8, 14), (3, 3), (2, 2), AROUND),
+        Geometry((10, 8), (5, 2), padding=(2, 0, 2, 1)),
+        Geometry((9, 8), (9, 9), padding=(4, 4, 4, 4)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@each_dtype
+def test_weights_in_lanes(isa: str, dtype: torch.dtype, layout: str, geometry: Geometry) -> None:
+    partition = Partition.random(58, 60, 2, seed=0)
+    x, weight, bias = tensors(partition, geometry, 2, dtype)
+    check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
+
+
 # ---- at random ----------------------------------------------------------------------------------
 
 

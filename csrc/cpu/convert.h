@@ -85,10 +85,18 @@ template <class T>
 GROUPCONV_INLINE void store_narrowed(Vec<T> x, BFloat16* p, int64_t count) {
 #if defined(__AVX512F__)
   x.store(p, Vec<T>::first(count));
+#elif defined(__AVX2__)
+  // As narrow() does it one by one.
+  const __m256i bits = _mm256_castps_si256(x.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i carried = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+  const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(carried, 16), _mm256_set1_epi32(0x7fc0), nan);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+  const __m128i half = _mm256_castsi256_si128(packed);
+  std::memcpy(p, &half, static_cast<size_t>(count) * sizeof(BFloat16));
 #else
-  T values[Vec<T>::lanes];
-  x.store(values);
-  for (int64_t i = 0; i < count; ++i) narrow(values[i], p[i]);
+  if (count > 0) narrow(x.v, *p);
 #endif
 }
 

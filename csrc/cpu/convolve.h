@@ -13,7 +13,6 @@
 #include "cpu/convolve_pixels.h"
 #include "cpu/isa/entry.h"
 #include "cpu/multiply.h"
-#include "cpu/row_blocks.h"
 #include "cpu/weights.h"
 #include "cpu/workspace.h"
 
@@ -70,12 +69,11 @@ class Convolution {
         summed_, larger(p_.threads.run ? divide_up(pieces_for_threads, units) : int64_t{1}, least_tiles()));
     const Sides<Stored> sides(p_);
     const Weights<Stored, Operand> weights(sides);
-    const RowBlocks<Stored, Operand> blocks(sides, shared_ > 0);
     const Gaps gaps(*this, tiles.tile(sweep_, 0));
     for_each_item(p_.threads, units * tiles.count, [&](int64_t item) {
       const int64_t first = item / tiles.count * groups_at_once;
-      run_tile(weights, blocks, gaps, first / groups_, tiles.tile(sweep_, item % tiles.count),
-               first % groups_, groups_at_once);
+      run_tile(weights, gaps, first / groups_, tiles.tile(sweep_, item % tiles.count), first % groups_,
+               groups_at_once);
     });
   }
 
@@ -142,9 +140,8 @@ class Convolution {
     return source_direct_ && most_dests_ >= rows_worth_a_copy && p_.source.stride_c % Vec<T>::lanes != 0;
   }
 
-  void run_tile(const Weights<Stored, Operand>& weights, const RowBlocks<Stored, Operand>& blocks,
-                const Gaps& gaps, int64_t n, const Tile& tile, int64_t first_group,
-                int64_t group_count) const {
+  void run_tile(const Weights<Stored, Operand>& weights, const Gaps& gaps, int64_t n, const Tile& tile,
+                int64_t first_group, int64_t group_count) const {
     const PlaneShape shape(sweep_, tile);
     const int64_t length = tile_length(tile, shape.pitch);
     const int64_t source_distance = row_distance<Operand>(planes_.count * shape.size);
@@ -244,8 +241,6 @@ class Convolution {
       job.depth = list_taps(g);
       job.weight = weights.of(g);
       job.weight_row_stride = weights.dest_step(g);
-      job.blocks = blocks.of(g);
-      job.block_steps = blocks.steps();
       list_dests(to, dests_.count(g));
       if (shared_ > 0) {
         job.bias = nullptr;
@@ -280,7 +275,6 @@ class Convolution {
           steps[i] = i;
         }
         job.weight = p_.coarse;
-        job.blocks = nullptr;
         job.depth = job.weight_row_stride = shared_;
         job.accumulate = true;
         list_dests(nullptr, p_.dest.channels);

@@ -10,6 +10,7 @@
 #include "cpu/pixels.h"
 #include "cpu/sides.h"
 #include "cpu/transpose.h"
+#include "cpu/weights.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -144,25 +145,11 @@ class LaneConvolution {
 
   // weights[j][lane]: of `lanes` destinations from `first` on, zero where none is.
   void pack(int64_t group, int64_t first, T* weights) const {
-    const int64_t count = sides_.sources.count(group), row = sides_.dest_step(group),
-                  step = sides_.source_step(group);
-    const int64_t present = smaller(lanes, sides_.dests.count(group) - first);
-    const T* from = sides_.weight(group) + first * row;
-    if (present < lanes) fill_zero(weights, count * sides_.taps * lanes);
-    if (sides_.every_tap() && step == sides_.taps) {  // what is summed over lies in one run
-      transpose_in(from, row, present, count * sides_.taps, weights, lanes);
-      return;
-    }
-    for (int64_t i = 0; i < count; ++i, from += step, weights += sides_.taps * lanes) {
-      if (sides_.every_tap()) {
-        transpose_in(from, row, present, sides_.taps, weights, lanes);
-        continue;
-      }
-      for (int64_t t = 0; t < sides_.taps; ++t) {
-        const T* column = from + sweep_.taps[static_cast<size_t>(t)].weight;
-        for (int64_t r = 0; r < present; ++r) weights[t * lanes + r] = column[r * row];
-      }
-    }
+    const int64_t row = sides_.dest_step(group);
+    pack_lanes(
+        sides_.weight(group) + first * row, row, sides_.source_step(group), sides_.sources.count(group),
+        sides_.taps, p_.window_area, [&](int64_t t) { return sweep_.taps[static_cast<size_t>(t)].weight; },
+        smaller(lanes, sides_.dests.count(group) - first), lanes, weights);
   }
 
   void run_rows(LanesJob<T> job, int64_t n, const Tile& tile, const int32_t* channels, int64_t count) const {
@@ -192,9 +179,7 @@ class LaneConvolution {
     for (int64_t p = 0; p < pixels; p += lanes) {
       const auto mask = Vec<T>::first(smaller(lanes, pixels - p));
       Vec<T> block[lanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) block[i] = Vec<T>::load(sums + (p + i) * lanes);
-      transpose(block);
+      load_square([&](int i) GROUPCONV_INLINE_LAMBDA { return sums + (p + i) * lanes; }, block);
 #pragma GCC unroll 16
       for (int r = 0; r < lanes; ++r) {
         if (r >= count) break;

@@ -9,9 +9,9 @@
 // (24 sums, 3 sources, 1 weight), with 16 it is 4 × 3 (12 + 3 + 1).
 // Pixels are the outer loop: the tile of source rows stays in L1 while all destination rows pass over it.
 //
-// Weights of a tile's rows that lie next to each other are read from one pointer: those of an input gradient
-// without a window do, others are brought into blocks where that pays (row_blocks.h). Else each row has its own
-// address, and a fifth of the instructions computes it.
+// Weights are read where they lie: those of a tile's rows are equally far apart, so that four registers and the
+// first row's address reach all of them without an instruction (strides.h). Bringing them next to each other first
+// is no faster (benches/NOTES.md).
 //
 // Sums leave for the image or for scratch: gaps between a tile's rows, which an image does not have, are taken out
 // on the way (row_gaps.h), and what is larger than the caches is stored past them (stores.h).
@@ -34,9 +34,8 @@ struct MultiplyJob {
   int64_t depth;
   const T* weight;  // or null: only in blocks
   int64_t weight_row_stride;
-  int64_t sources_begin;             // the pixel that sources point to
   T* columns;                        // [most_columns][depth] scratch
-  T* tile;                           // [depth][a tile's pixels] scratch to copy source rows to, or null
+  T* tile;                           // [depth][tile_width] scratch to copy source rows to, or null
   const T** tile_rows;               // [depth] scratch, where there is a tile
   sum_t<T>* const* dests;            // [rows]
   const sum_t<T>* bias;              // [rows], or null
@@ -60,11 +59,13 @@ constexpr int tile_vectors(int rows) {
   return fit < 8 ? fit : 8;
 }
 
-// Where the weight of a row that begins a tile and source j is found: first + row · row_step + steps[j].
-// Those of the tile's other rows follow `stride` apart; Adjacent: 1.
+// What the tiles of a job read: source rows, which point to pixel `begin`, and weights. That of the row that begins a
+// tile and source j is found at weight + row · row_step + steps[j]; those of the tile's other rows follow `stride` apart.
 template <class T>
-struct TileWeights {
-  const T* first;
+struct TileOperands {
+  const T* const* sources;
+  int64_t begin;
+  const T* weight;
   int64_t row_step, stride;
   const int64_t* steps;
 };
@@ -138,8 +139,8 @@ GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T>& job, Vec<sum_t<T>
 }
 #endif
 
-template <class T, int R, int V, bool Adjacent, bool Tail>
-void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
+template <class T, int R, int V, bool Tail>
+void multiply_tile(const MultiplyJob<T>& job, const TileOperands<T>& operands, int64_t row, int64_t pixel,
                    typename Vec<T>::Mask tail, const Ahead<T>& ahead) {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
@@ -164,31 +165,35 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
     }
   }
 
-  const int64_t depth = job.depth, source_pixel = pixel - job.sources_begin;
-  const T* const* sources = job.sources;
-  const int64_t* steps = weights.steps;
-  const T* first_weights = weights.first + row * weights.row_step;
-  const Strides strides(weights.stride * static_cast<int64_t>(sizeof(T)));
+  // Counted up to zero, which takes no comparison.
+  const int64_t depth = job.depth, source_pixel = pixel - operands.begin;
+  const T* const* const sources = operands.sources + depth;
+  const int64_t* const steps = operands.steps + depth;
+  const T* first_weights = operands.weight + row * operands.row_step;
+  asm("" : "+r"(first_weights));
+  const Strides strides(operands.stride * static_cast<int64_t>(sizeof(T)));
   const auto step = [&](int64_t j) GROUPCONV_INLINE_LAMBDA {
-    const T* source = sources[j] + source_pixel;
+    const T* source = sources[j];
     const T* weight = first_weights + steps[j];
+    asm("" : "+r"(source), "+r"(weight));  // else the compiler keeps a distance for each vector and each row
+    source += source_pixel;
     V_ x[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) x[v] = load(source, v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V_ w = V_::broadcast(Adjacent ? weight[r] : *strides.at(weight, r));
+      const V_ w = V_::broadcast(*strides.at(weight, r));
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
     }
   };
-  int64_t j = 0;
-  for (; j < ahead.begin; ++j) step(j);
-  for (; j < ahead.end; ++j) {
-    ahead.template fetch<tile_vectors(R)>(j);
+  int64_t j = -depth;
+  for (; j < ahead.begin - depth; ++j) step(j);
+  for (; j < ahead.end - depth; ++j) {
+    ahead.template fetch<tile_vectors(R)>(j + depth);
     step(j);
   }
-  for (; j < depth; ++j) step(j);
+  for (; j != 0; ++j) step(j);
 
 #if defined(__AVX512F__)
   if (job.gaps) return store_without_gaps<T, R, V, Tail>(job, sums, row, pixel, tail);
@@ -228,44 +233,39 @@ void multiply_tile(const MultiplyJob<T>& job, const TileWeights<T>& weights, int
 }
 
 // The last, partial tile of a row: as few vectors as it needs, the last one masked.
-template <class T, int R, bool Adjacent, int V = tile_vectors(R)>
-void multiply_tail(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
+template <class T, int R, int V = tile_vectors(R)>
+void multiply_tail(const MultiplyJob<T>& job, const TileOperands<T>& operands, int64_t row, int64_t pixel,
                    int64_t end, const Ahead<T>& ahead) {
   constexpr int lanes = Vec<T>::lanes;
   const int64_t left = end - pixel;
   if constexpr (V > 1) {
-    if (left <= (V - 1) * lanes)
-      return multiply_tail<T, R, Adjacent, V - 1>(job, weights, row, pixel, end, ahead);
+    if (left <= (V - 1) * lanes) return multiply_tail<T, R, V - 1>(job, operands, row, pixel, end, ahead);
   }
-  multiply_tile<T, R, V, Adjacent, true>(job, weights, row, pixel, Vec<T>::first(left - (V - 1) * lanes),
-                                         ahead);
+  multiply_tile<T, R, V, true>(job, operands, row, pixel, Vec<T>::first(left - (V - 1) * lanes), ahead);
 }
 
 // R rows × the pixels [pixel, pixel + span): whole tiles first, then the tail. Each fetches `fetched` rows of the next
 // one from `first` on.
-template <class T, int R, bool Adjacent>
-void multiply_span(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row, int64_t pixel,
+template <class T, int R>
+void multiply_span(const MultiplyJob<T>& job, const TileOperands<T>& operands, int64_t row, int64_t pixel,
                    int64_t span, int64_t first, int64_t fetched) {
   constexpr int V = tile_vectors(R);
   constexpr int64_t width = V * Vec<T>::lanes;
   const int64_t end = smaller(pixel + span, job.length);
   const int64_t begin = smaller(first, job.depth), stop = smaller(first + fetched, job.depth);
   for (; pixel + width <= end; pixel += width) {
-    multiply_tile<T, R, V, Adjacent, false>(job, weights, row, pixel, typename Vec<T>::Mask(),
-                                            ahead_of(job, pixel + width, begin, stop));
+    multiply_tile<T, R, V, false>(job, operands, row, pixel, typename Vec<T>::Mask(),
+                                  ahead_of(job, pixel + width, begin, stop));
   }
-  if (pixel < end) {
-    multiply_tail<T, R, Adjacent>(job, weights, row, pixel, end, ahead_of(job, end, begin, stop));
-  }
+  if (pixel < end) multiply_tail<T, R>(job, operands, row, pixel, end, ahead_of(job, end, begin, stop));
 }
 
-template <class T, bool Adjacent, int R = max_tile_rows - 1>
-void multiply_last_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights, int64_t row) {
+template <class T, int R = max_tile_rows - 1>
+void multiply_last_rows(const MultiplyJob<T>& job, const TileOperands<T>& operands, int64_t row) {
   if constexpr (R > 0) {
     const int64_t fetched = row == 0 ? job.depth : 0;  // the tiles before have done it
-    if (job.rows - row == R)
-      return multiply_span<T, R, Adjacent>(job, weights, row, 0, job.length, 0, fetched);
-    multiply_last_rows<T, Adjacent, R - 1>(job, weights, row);
+    if (job.rows - row == R) return multiply_span<T, R>(job, operands, row, 0, job.length, 0, fetched);
+    multiply_last_rows<T, R - 1>(job, operands, row);
   }
 }
 
@@ -279,7 +279,6 @@ template <class T>
 void copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
   constexpr int lanes = Vec<T>::lanes, vectors = tile_vectors(max_tile_rows);
   const int64_t present = job.length - pixel;
-  const Ahead<T> next = ahead_of(job, pixel + tile_width<T>, 0, job.depth);
   for (int64_t j = 0; j < job.depth; ++j) {
     const T* source = job.sources[j] + pixel;
     T* to = job.tile + j * tile_width<T>;
@@ -287,7 +286,6 @@ void copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
     if (present >= tile_width<T>) {
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) Vec<T>::load(source + v * lanes).store(to + v * lanes);
-      next.template fetch<vectors>(j);
     } else {
       for (int64_t v = 0; v < present; v += lanes)
         Vec<T>::load(source + v, Vec<T>::first(present - v)).store(to + v);
@@ -295,25 +293,27 @@ void copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
   }
 }
 
-template <class T, bool Adjacent>
-void multiply_all_rows(const MultiplyJob<T>& job, const TileWeights<T>& weights) {
+template <class T>
+void multiply_all_rows(const MultiplyJob<T>& job) {
+  const int64_t stride = job.weight_row_stride;
+  const TileOperands<T> whole_rows =
+      job.blocks ? TileOperands<T>{job.sources, 0, job.blocks, job.depth, 1, job.block_steps}
+                 : TileOperands<T>{job.sources, 0, job.weight, stride, stride, job.steps};
   const int64_t full = job.rows - job.rows % max_tile_rows;
-  const bool copies = job.tile && full >= rows_worth_a_copy;
-  MultiplyJob<T> tiled = job;
-  if (copies) tiled.sources = job.tile_rows;
-  // Where tiles are copied, that fetches.
-  const int64_t share = copies || full == 0 ? 0 : divide_up(job.depth * max_tile_rows, full);
+  const int64_t share = full > 0 ? divide_up(job.depth * max_tile_rows, full) : 0;
+  TileOperands<T> operands = whole_rows;
   for (int64_t pixel = 0; full > 0 && pixel < job.length; pixel += tile_width<T>) {
-    if (copies) {
+    if (job.tile && full >= rows_worth_a_copy) {
       copy_tile(job, pixel);
-      tiled.sources_begin = pixel;
+      operands.sources = job.tile_rows;
+      operands.begin = pixel;
     }
     for (int64_t row = 0, first = 0; row < full; row += max_tile_rows, first += share) {
-      multiply_span<T, max_tile_rows, Adjacent>(tiled, weights, row, pixel, tile_width<T>, first, share);
+      multiply_span<T, max_tile_rows>(job, operands, row, pixel, tile_width<T>, first, share);
     }
   }
   // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.
-  multiply_last_rows<T, Adjacent>(job, weights, full);
+  multiply_last_rows<T>(job, whole_rows, full);
 }
 
 // The few pixels beyond the last whole vector: a masked tile would spend as much on them as on a whole vector. Now
@@ -457,10 +457,7 @@ void multiply_rows(const MultiplyJob<T>& job) {
     multiply_rows(vectors);
     return multiply_columns(job, vectors.length);
   }
-  if (job.blocks) return multiply_all_rows<T, true>(job, {job.blocks, job.depth, 1, job.block_steps});
-  const TileWeights<T> as_they_lie{job.weight, job.weight_row_stride, job.weight_row_stride, job.steps};
-  if (job.weight_row_stride == 1) return multiply_all_rows<T, true>(job, as_they_lie);
-  multiply_all_rows<T, false>(job, as_they_lie);
+  multiply_all_rows(job);
 }
 
 }  // namespace

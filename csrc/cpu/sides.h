@@ -33,13 +33,6 @@ struct Sides {
   int64_t source_step(int64_t group) const {
     return problem.window_area * (problem.transposed ? problem.partition->inputs.count(group) : 1);
   }
-  // The sweep visits the whole window, in its order.
-  bool every_tap() const {
-    for (int64_t t = 0; t < taps; ++t) {
-      if (problem.sweep->taps[static_cast<size_t>(t)].weight != t) return false;
-    }
-    return taps == problem.window_area;
-  }
   T bias(int64_t dest) const { return problem.bias ? problem.bias[dest] : T(0); }
 };
 

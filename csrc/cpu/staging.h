@@ -7,8 +7,6 @@
 // Channels are addressed one by one on the row side, so a permutation is free in both directions.
 #pragma once
 
-#include <type_traits>
-
 #include "core/problem.h"
 #include "core/sweep.h"
 #include "cpu/activation.h"
@@ -16,6 +14,7 @@
 #include "cpu/pair.h"
 #include "cpu/prologue.h"
 #include "cpu/row_gaps.h"
+#include "cpu/transpose.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
@@ -81,108 +80,6 @@ struct Planes {
 // Lattice positions of a tile, counted in its flattened rows; the gap between two rows is included.
 GROUPCONV_INLINE int64_t tile_length(const Tile& tile, int64_t pitch) {
   return (tile.rows - 1) * pitch + tile.cols;
-}
-
-constexpr int block = 8;  // channels × pixels that are transposed at a time
-
-#if defined(__AVX2__)
-GROUPCONV_INLINE __m128 load_four(const float* p) { return _mm_loadu_ps(p); }
-GROUPCONV_INLINE __m128 load_four(const Pair<BFloat16>* p) {
-  return _mm_loadu_ps(reinterpret_cast<const float*>(p));
-}
-GROUPCONV_INLINE __m128 load_four(const BFloat16* p) {
-  const __m128i half = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
-}
-
-// Reads eight rows of eight and returns them as columns. Rows i and i + 4 meet in one register as they
-// are loaded, so only the two rounds of shuffles inside 128-bit halves are left to do.
-template <class Row>
-GROUPCONV_INLINE void load_transposed(const Row& row, __m256 (&columns)[block]) {
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    __m256 m[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      m[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(load_four(row(i) + 4 * half)),
-                                  load_four(row(i + 4) + 4 * half), 1);
-    }
-    const __m256 low01 = _mm256_unpacklo_ps(m[0], m[1]), high01 = _mm256_unpackhi_ps(m[0], m[1]);
-    const __m256 low23 = _mm256_unpacklo_ps(m[2], m[3]), high23 = _mm256_unpackhi_ps(m[2], m[3]);
-    columns[4 * half] = _mm256_shuffle_ps(low01, low23, 0x44);
-    columns[4 * half + 1] = _mm256_shuffle_ps(low01, low23, 0xee);
-    columns[4 * half + 2] = _mm256_shuffle_ps(high01, high23, 0x44);
-    columns[4 * half + 3] = _mm256_shuffle_ps(high01, high23, 0xee);
-  }
-}
-
-template <class T>
-constexpr bool has_fast_block = __is_same(T, float) || __is_same(T, Pair<BFloat16>);
-
-// The first `count` lanes; a whole block for count ≥ 8.
-GROUPCONV_INLINE __m256i block_mask(int64_t count) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(smaller<int64_t>(count, block))), lane);
-}
-
-// Eight columns of `count` ≤ 8 rows to rows; a block that is not full reads its last row again.
-template <class From, class To>
-GROUPCONV_INLINE void stage_block(const From& from, int64_t count, const To& to) {
-  __m256 m[block];
-  const int64_t last = smaller<int64_t>(count, block) - 1;
-  load_transposed([&](int64_t p) { return from(smaller(p, last)); }, m);
-  if (count >= block) {
-#pragma GCC unroll 8
-    for (int c = 0; c < block; ++c) _mm256_storeu_ps(to(c), m[c]);
-  } else {
-    const __m256i mask = block_mask(count);
-#pragma GCC unroll 8
-    for (int c = 0; c < block; ++c) _mm256_maskstore_ps(to(c), mask, m[c]);
-  }
-}
-#else
-template <class T>
-constexpr bool has_fast_block = false;
-#endif
-
-// To the type of a row: the same, or the one that is computed in.
-template <class T, class Stored>
-GROUPCONV_INLINE T element_of(Stored x) {
-  if constexpr (__is_same(Stored, T)) {
-    return x;
-  } else {
-    return widen(x);
-  }
-}
-
-// to(c)[p] = from(p)[c] for `pixels` rows of `channels` each, wherever they lie.
-template <class From, class To>
-GROUPCONV_INLINE void transpose_rows(const From& from, int64_t pixels, int64_t channels, const To& to) {
-  using T = std::remove_pointer_t<decltype(to(0))>;
-  int64_t whole = 0;
-#if defined(__AVX2__)
-  if constexpr (has_fast_block<T>) {
-    whole = channels / block * block;
-    for (int64_t p = 0; p < pixels; p += block) {
-      for (int64_t c = 0; c < whole; c += block) {
-        stage_block([&](int64_t i) GROUPCONV_INLINE_LAMBDA { return from(p + i) + c; }, pixels - p,
-                    [&](int64_t i)
-                        GROUPCONV_INLINE_LAMBDA { return reinterpret_cast<float*>(to(c + i) + p); });
-      }
-    }
-  }
-#endif
-  for (int64_t c = whole; c < channels; ++c) {
-    for (int64_t p = 0; p < pixels; ++p) to(c)[p] = element_of<T>(from(p)[c]);
-  }
-}
-
-// pixels × channels of a channels_last image, `pixel_stride` apart, to one row per channel.
-template <class Stored, class T>
-void transpose_in(const Stored* source, int64_t pixel_stride, int64_t pixels, int64_t channels, T* rows,
-                  int64_t row_stride) {
-  transpose_rows([&](int64_t p) GROUPCONV_INLINE_LAMBDA { return source + p * pixel_stride; }, pixels,
-                 channels, [&](int64_t c) GROUPCONV_INLINE_LAMBDA { return rows + c * row_stride; });
 }
 
 template <class T>
@@ -267,7 +164,7 @@ constexpr bool takes_prologue = __is_same(T, sum_t<T>);
 template <class Stored, class T>
 void transpose_row(const Stored* source, int64_t pixel_stride, int64_t pixels, int64_t channels, T* rows,
                    int64_t row_stride, const Prologue<sum_t<T>>& prologue) {
-  constexpr int64_t at_once = 4 * block;
+  constexpr int64_t at_once = 32;
   if constexpr (takes_prologue<T>) {
     for (int64_t first = 0; prologue && first < channels; first += at_once) {
       const int64_t count = smaller(at_once, channels - first);
@@ -448,41 +345,31 @@ GROUPCONV_INLINE void finish_run(const Finish<T>& finish, const T* from, int64_t
 }
 
 #if defined(__AVX2__)
-GROUPCONV_INLINE __m256 load_block_row(const float* p) { return _mm256_loadu_ps(p); }
-GROUPCONV_INLINE __m256 load_block_row(const BFloat16* p) {
-  return _mm256_set_m128(load_four(p + 4), load_four(p));
-}
-GROUPCONV_INLINE void store_block_row(float* p, __m256 v) { _mm256_storeu_ps(p, v); }
-GROUPCONV_INLINE void store_block_row(BFloat16* p, __m256 v) {
-#if defined(__AVX512BF16__)
-  const __m128bh words = _mm256_cvtneps_pbh(v);
-  std::memcpy(p, &words, sizeof words);
-#else
-  // As narrow() does it one by one.
-  const __m256i bits = _mm256_castps_si256(v);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i carried = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(carried, 16), _mm256_set1_epi32(0x7fc0), nan);
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
-#endif
-}
-
-template <class Stored>
-GROUPCONV_INLINE void unstage_block(const float* rows, int64_t row_stride, const Finish<float>& finish,
-                                    const Stored* residual, Stored* dest, int64_t pixel_stride,
-                                    int64_t count) {
-  __m256 m[block];
-  // May read past the last pixel: into the next row, or into the slack behind the last.
-  load_transposed([&](int64_t c) { return rows + c * row_stride; }, m);
-  const __m256 low = _mm256_set1_ps(finish.range.low), high = _mm256_set1_ps(finish.range.high);
-#pragma GCC unroll 8
-  for (int p = 0; p < block; ++p) {
-    if (p >= count) return;
-    if (residual) m[p] = _mm256_add_ps(m[p], load_block_row(residual + p * pixel_stride));
-    m[p] = _mm256_min_ps(high, _mm256_max_ps(low, m[p]));
-    store_block_row(dest + p * pixel_stride, m[p]);
+// Pixels of a strip of channels: all its lanes, or `count` of them.
+template <bool Whole, class Strip, class Stored>
+void unstage_strip(Strip strip, int64_t count, int64_t pixels, const Finish<float>& finish,
+                   const Stored* residual, Stored* dest, int64_t pixel_stride) {
+  using V_ = Vec<float>;
+  constexpr bool by_vector = Whole && in_vectors<Stored>;
+  const V_ low = V_::broadcast(finish.range.low), high = V_::broadcast(finish.range.high);
+  for (int64_t first = 0; first < pixels; first += columns_at_once) {
+    LongRegister column[columns_at_once];
+    // May read past the last pixel: into the next row, or into the slack behind the last.
+    load_columns(strip.rows(), column);
+    strip.move(columns_at_once);
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < columns_at_once; ++i) {
+      if (first + i == pixels) return;
+      V_ x{column[i]};
+      const int64_t at = (first + i) * pixel_stride;
+      if constexpr (by_vector) {
+        if (residual) x = x + V_::load(residual + at);
+        clamp(low, high, x).store(dest + at);
+      } else {
+        if (residual) x = x + load_widened<float>(residual + at, count);
+        store_narrowed(clamp(low, high, x), dest + at, count);
+      }
+    }
   }
 }
 #endif
@@ -491,27 +378,32 @@ GROUPCONV_INLINE void unstage_block(const float* rows, int64_t row_stride, const
 template <class Stored, class T>
 void transpose_out(const T* rows, int64_t row_stride, int64_t pixels, int64_t channels,
                    const Finish<T>& finish, const Stored* residual, Stored* dest, int64_t pixel_stride) {
-  const auto at = [&](int64_t p, int64_t c) GROUPCONV_INLINE_LAMBDA {
-    return residual ? residual + p * pixel_stride + c : nullptr;
-  };
-  int64_t done = 0;
 #if defined(__AVX2__)
-  if constexpr (has_fast_block<T>) {
+  if constexpr (transposes_vectors<T>) {
     if (is_clamp(finish.activation)) {
-      done = channels - channels % block;
-      for (int64_t p = 0; p < pixels; p += block) {
-        for (int64_t c = 0; c < done; c += block) {
-          unstage_block(rows + c * row_stride + p, row_stride, finish, at(p, c), dest + p * pixel_stride + c,
-                        pixel_stride, pixels - p);
+      constexpr int lanes = Vec<T>::lanes;
+      // A cache line of every row, before other rows push it out.
+      for (int64_t p = 0; p < pixels; p += lanes) {
+        const SpacedRows<T> from{rows + p, row_stride};
+        const int64_t some = smaller<int64_t>(lanes, pixels - p);
+        for (int64_t c = 0; c < channels; c += lanes) {
+          const Stored* added = residual ? residual + p * pixel_stride + c : nullptr;
+          Stored* to = dest + p * pixel_stride + c;
+          if (channels - c >= lanes) {
+            unstage_strip<true>(whole_strip<lanes>(from, c), lanes, some, finish, added, to, pixel_stride);
+          } else {
+            const ListedStrip<T, lanes> strip(from, c, channels - c);
+            unstage_strip<false>(strip, channels - c, some, finish, added, to, pixel_stride);
+          }
         }
       }
+      return;
     }
   }
 #endif
-  if (done == channels) return;
   for (int64_t p = 0; p < pixels; ++p) {
-    finish_run(finish, rows + done * row_stride + p, row_stride, at(p, done), dest + p * pixel_stride + done,
-               1, channels - done);
+    finish_run(finish, rows + p, row_stride, residual ? residual + p * pixel_stride : nullptr,
+               dest + p * pixel_stride, 1, channels);
   }
 }
 

@@ -5,7 +5,7 @@
 // for bytes, of which a vector has as many squares side by side as 128-bit parts, 64 pixels with AVX-512.
 #pragma once
 
-#include "cpu/staging.h"
+#include "cpu/transpose.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
@@ -159,20 +159,19 @@ inline void pixels_to_rows(const uint8_t* from, int64_t channels, int64_t pixels
 }
 inline void pixels_to_rows(const float* from, int64_t channels, int64_t pixels, float* to,
                            const int64_t* rows) {
+  constexpr int lanes = Vec<float>::lanes;
+  const SpacedRows<float> all{from, channels};
   // A whole cache line of every row, before other rows push it out.
   for (int64_t p = 0; p < pixels; p += square) {
-    for (int64_t c = 0; c < channels; c += block) {
-      for (int64_t first = p; first < smaller(p + square, pixels); first += block) {
-        const int64_t last = smaller<int64_t>(block, pixels - first) - 1;
-        __m256 m[block];
-        load_transposed([&](int64_t i) { return from + (first + smaller(i, last)) * channels + c; }, m);
-        for (int64_t i = 0; i < block; ++i) {
-          if (rows[c + i] == no_row) continue;
-          if (last == block - 1) {
-            _mm256_storeu_ps(to + rows[c + i] + first, m[i]);
-          } else {
-            _mm256_maskstore_ps(to + rows[c + i] + first, block_mask(last + 1), m[i]);
-          }
+    for (int64_t c = 0; c < channels; c += columns_at_once) {
+      for (int64_t first = p; first < smaller(p + square, pixels); first += lanes) {
+        const int64_t count = smaller<int64_t>(lanes, pixels - first);
+        const ListedStrip<float, lanes> strip(all, first, count);
+        LongRegister column[columns_at_once];
+        load_columns([&](int i) GROUPCONV_INLINE_LAMBDA { return strip.rows()(i) + c; }, column);
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < columns_at_once; ++i) {
+          if (rows[c + i] != no_row) store_lanes(to + rows[c + i] + first, column[i], count);
         }
       }
     }

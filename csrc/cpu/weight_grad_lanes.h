@@ -33,16 +33,15 @@ void transpose_pixels(const Image<const Stored>& image, int64_t n, ChannelSet ch
     int64_t at = 0;
     for (; at + lanes <= count; at += lanes) {
       Vec<T> block[lanes];
-#pragma GCC unroll 16
-      for (int c = 0; c < lanes; ++c) block[c] = load_widened<T>(rows[c] + at, lanes);
-      transpose(block);
+      load_square([&](int c) GROUPCONV_INLINE_LAMBDA { return rows[c] + at; }, block);
 #pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i) block[i].store(to + place(at + i) + first, mask);
     }
     if (at == count) continue;
     Vec<T> block[lanes];
-    for (int c = 0; c < lanes; ++c) block[c] = load_widened<T>(rows[c] + at, count - at);
-    transpose(block);
+    T rest[lanes * lanes];
+    for (int c = 0; c < lanes; ++c) load_widened<T>(rows[c] + at, count - at).store(rest + c * lanes);
+    load_square([&](int c) GROUPCONV_INLINE_LAMBDA { return rest + c * lanes; }, block);
     for (int i = 0; at < count; ++i, ++at) block[i].store(to + place(at) + first, mask);
   }
 }
@@ -259,14 +258,14 @@ class LaneWeightGrad {
       const int64_t present = smaller(lanes, outs - first);
       int64_t input = 0, tap = 0;
       for (int64_t e = 0; e < entries; e += lanes) {
-        Vec<T> block[lanes];
+        const T* of_entry[lanes];
         for (int64_t i = 0; i < lanes; ++i) {
-          const bool exists = e + i < entries;
-          block[i] = exists ? Vec<T>::load(sums + positions[tap] + input * lanes) : zero<T>();
+          of_entry[i] = e + i < entries ? sums + positions[tap] + input * lanes : sums;
           tap = tap + 1 < area ? tap + 1 : 0;
           input += tap == 0;
         }
-        transpose(block);
+        Vec<T> block[lanes];
+        load_square([&](int i) GROUPCONV_INLINE_LAMBDA { return of_entry[i]; }, block);
         const auto mask = Vec<T>::first(smaller(lanes, entries - e));
         for (int64_t r = 0; r < present; ++r) {
           T* to = weight_grad + (first + r) * entries + e;

@@ -5,6 +5,8 @@
 #pragma once
 
 #include "cpu/sides.h"
+#include "cpu/staging.h"
+#include "cpu/transpose.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -90,6 +92,38 @@ class Weights<Stored, Pair<Stored>> {
   Operand* first_;
   int64_t* starts_;
 };
+
+// Weights of `channels` destinations next to each other, for lanes: to[(i · taps + t) · width + r], zero behind the last
+// channel. The weight of destination r, source i and tap t is from[r · row + i · step + tap_at(t)]; a window has `area`
+// of them.
+template <class X, class TapAt>
+void pack_lanes(const X* from, int64_t row, int64_t step, int64_t sources, int64_t taps, int64_t area,
+                const TapAt& tap_at, int64_t channels, int64_t width, X* to) {
+  constexpr int64_t most_area = 64;
+  if (channels < width) fill_zero(to, sources * taps * width);
+  bool in_order = taps == area;
+  for (int64_t t = 0; t < taps && in_order; ++t) in_order = tap_at(t) == t;
+  if (in_order && step == area) {  // what is summed over lies in one run
+    return transpose_in(from, row, channels, sources * area, to, width);
+  }
+  X* places[most_area];
+  const bool whole_windows = taps == area && area <= most_area;
+  for (int64_t i = 0; i < sources; ++i, from += step, to += taps * width) {
+    if (row == 1 && taps == 1) {  // they are next to each other
+      for_each_vector<X>(channels, [&](int64_t r, auto mask) GROUPCONV_INLINE_LAMBDA {
+        Vec<X>::load(from + r, mask).store(to + r, mask);
+      });
+    } else if (whole_windows) {
+      for (int64_t t = 0; t < taps; ++t) places[tap_at(t)] = to + t * width;
+      transpose_rows(SpacedRows<X>{from, row}, channels, area,
+                     [&](int64_t c) GROUPCONV_INLINE_LAMBDA { return places[c]; });
+    } else {
+      for (int64_t t = 0; t < taps; ++t) {
+        for (int64_t r = 0; r < channels; ++r) to[t * width + r] = from[r * row + tap_at(t)];
+      }
+    }
+  }
+}
 
 }  // namespace
 }  // namespace groupconv::cpu

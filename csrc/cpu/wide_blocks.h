@@ -132,21 +132,11 @@ class WideBlocks {
   // weights[j · width + r], zero where no channel is.
   void pack(const Weights<Stored, X>& unpacked, int64_t group, int64_t first, int64_t channels, int64_t width,
             X* weights) const {
-    const int64_t row = unpacked.dest_step(group), step = unpacked.source_step(group);
-    const X* block = unpacked.of(group) + first * row;
-    const int64_t count = operands_for<X>(sides_.sources.count(group)), depth = count * sides_.taps;
-    if (channels < width) fill_zero(weights, depth * width);
-    if (step == sides_.taps && runs_ != TapRuns::descending) {  // what is summed over lies in one run
-      transpose_in(block, row, channels, depth, weights, width);
-      return;
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t t = 0; t < sides_.taps; ++t) {
-        const X* from = block + i * step + tap(t).weight;
-        for (int64_t r = 0; r < channels; ++r) weights[r] = from[r * row];
-        weights += width;
-      }
-    }
+    const int64_t row = unpacked.dest_step(group);
+    pack_lanes(
+        unpacked.of(group) + first * row, row, unpacked.source_step(group),
+        operands_for<X>(sides_.sources.count(group)), sides_.taps, sides_.problem.window_area,
+        [&](int64_t t) { return tap(t).weight; }, channels, width, weights);
   }
 
   const Sides<Stored>& sides_;

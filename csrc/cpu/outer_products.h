@@ -18,11 +18,11 @@ namespace {
 constexpr int rows_ahead = 4;
 
 // Elements from a pixel to the next of the staged rows: whole tiles, whatever the lanes.
-constexpr int64_t columns_at_once = 48;
+constexpr int64_t panel_columns = 48;
 
 template <class T>
 struct OuterProducts {
-  const T* rows;                  // [pixels][columns_at_once]
+  const T* rows;                  // [pixels][panel_columns]
   const T* grads[max_tile_rows];  // of neighbouring pixels; Adjacent: only the first, [pixels][max_tile_rows]
   int64_t pixels;
   T* dest;
@@ -50,7 +50,7 @@ void add_outer_products(const OuterProducts<T>& job) {
   const auto step = [&](int pixel) GROUPCONV_INLINE_LAMBDA {
     V_ row[V];
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) row[v] = V_::load(x + pixel * columns_at_once + v * lanes);
+    for (int v = 0; v < V; ++v) row[v] = V_::load(x + pixel * panel_columns + v * lanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V_ factor = V_::broadcast(grads[r][at + pixel * (Adjacent ? R : 1)]);
@@ -59,7 +59,7 @@ void add_outer_products(const OuterProducts<T>& job) {
     }
   };
   const auto go_on = [&](int pixels) GROUPCONV_INLINE_LAMBDA {
-    x += pixels * columns_at_once;
+    x += pixels * panel_columns;
     at += pixels * (Adjacent ? R : 1);
   };
 

@@ -78,13 +78,13 @@ class PointwiseGrad {
     return image.stride_w == 1 && image.stride_c != 1;
   }
 
-  int64_t panels(int64_t group) const { return divide_up(inputs_.count(group), columns_at_once); }
+  int64_t panels(int64_t group) const { return divide_up(inputs_.count(group), panel_columns); }
   int64_t row_blocks(int64_t group) const { return divide_up(outputs_.count(group), int64_t{max_tile_rows}); }
 
   // A panel of the input takes four fifths of L1, and the gradient's blocks no more than scratch may.
   int64_t pixels_at_once() const {
     constexpr int64_t most_scratch = 896 << 10, fewest = 32, size = sizeof(T);
-    const int64_t fit = caches().nearest * 4 / 5 / (columns_at_once * size);
+    const int64_t fit = caches().nearest * 4 / 5 / (panel_columns * size);
     const int64_t blocks = grad_lies_ ? fit : most_scratch / (row_blocks(0) * max_tile_rows * size);
     return larger(smaller(fit, blocks), fewest);
   }
@@ -92,13 +92,13 @@ class PointwiseGrad {
   void run_panels(int64_t slice, int64_t group, int64_t first_panel, int64_t end_panel) const {
     const int64_t blocks_size = grad_lies_ ? 0 : row_blocks(group) * max_tile_rows * pixels_at_once_;
     Workspace space;
-    space.plan<T>(pixels_at_once_ * columns_at_once);
+    space.plan<T>(pixels_at_once_ * panel_columns);
     space.plan<T>(blocks_size);
-    space.plan<T>(max_tile_rows * columns_at_once);
+    space.plan<T>(max_tile_rows * panel_columns);
     space.open();
-    T* rows = space.take<T>(pixels_at_once_ * columns_at_once);
+    T* rows = space.take<T>(pixels_at_once_ * panel_columns);
     T* blocks = space.take<T>(blocks_size);
-    T* edge = space.take<T>(max_tile_rows * columns_at_once);
+    T* edge = space.take<T>(max_tile_rows * panel_columns);
 
     const int64_t ins = inputs_.count(group);
     const int64_t units = p_.input.batch * blocks_, end = units * (slice + 1) / p_.slices;
@@ -137,9 +137,9 @@ class PointwiseGrad {
     T* dest;  // of the group's first row
   };
   Panel panel_of(int64_t slice, int64_t group, int64_t panel) const {
-    const int64_t first = panel * columns_at_once;
+    const int64_t first = panel * panel_columns;
     T* dest = p_.weight_grad + slice * p_.partition->entries() + p_.partition->weight_offsets[group];
-    return {group, smaller(columns_at_once, inputs_.count(group) - first), inputs_.of(group) + first,
+    return {group, smaller(panel_columns, inputs_.count(group) - first), inputs_.of(group) + first,
             dest + first};
   }
   // The last rows of the gradient share some with the block before, and no block has fewer.
@@ -193,12 +193,12 @@ class PointwiseGrad {
         job.rows = rows + column;
         const bool whole = skipped == 0 && columns % lanes == 0;
         job.dest = whole ? dest : edge;
-        job.dest_row = whole ? ins : columns_at_once;
-        if (!whole) fill_zero(edge, max_tile_rows * columns_at_once);
+        job.dest_row = whole ? ins : panel_columns;
+        if (!whole) fill_zero(edge, max_tile_rows * panel_columns);
         add_tile<tile_vectors(max_tile_rows)>(job, divide_up(columns, lanes));
         if (whole) continue;
         for (int64_t r = skipped; r < max_tile_rows; ++r) {
-          for (int64_t c = 0; c < columns; ++c) dest[r * ins + c] += edge[r * columns_at_once + c];
+          for (int64_t c = 0; c < columns; ++c) dest[r * ins + c] += edge[r * panel_columns + c];
         }
       }
     }
@@ -219,15 +219,15 @@ class PointwiseGrad {
     if (reads_rows(p_.input)) {
       transpose_rows(
           [&](int64_t i) GROUPCONV_INLINE_LAMBDA { return image + panel.channels[i] * p_.input.stride_c; },
-          columns, depth, [&](int64_t q) GROUPCONV_INLINE_LAMBDA { return rows + q * columns_at_once; });
+          columns, depth, [&](int64_t q) GROUPCONV_INLINE_LAMBDA { return rows + q * panel_columns; });
     } else {
       for (int64_t q = 0; q < depth; ++q) {
-        widen_row(image + panel.channels[0] + q * p_.input.stride_w, 1, rows + q * columns_at_once, columns);
+        widen_row(image + panel.channels[0] + q * p_.input.stride_w, 1, rows + q * panel_columns, columns);
       }
     }
     if (!p_.prologue) return;
     const Prologue<T> prologue = from_channel(p_.prologue, panel.channels[0]);
-    for (int64_t q = 0; q < depth; ++q, rows += columns_at_once) prepare_pixel(prologue, rows, rows, columns);
+    for (int64_t q = 0; q < depth; ++q, rows += panel_columns) prepare_pixel(prologue, rows, rows, columns);
   }
 
   // One group's gradient, blocks[block][pixel][row]: its pixels are walked once, in the order in which they lie.

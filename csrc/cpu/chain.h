@@ -18,7 +18,6 @@
 
 #include "cpu/correlate.h"
 #include "cpu/multiply.h"
-#include "cpu/row_blocks.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -31,52 +30,6 @@ struct TileRows {
   int64_t distance = 0;
 
   T* of(int64_t channel) const { return first + channel * distance; }
-};
-
-// Every stage's weights in blocks of rows, one group after another.
-template <class T>
-class ChainBlocks {
- public:
-  ChainBlocks(const ChainStage<T>* stages, int64_t count, int64_t pixels)
-      : memory_(plan(stages, count, pixels)) {
-    if (size_ == 0) return;
-    space_.open(memory_);
-    T* to = space_.take<T>(size_);
-    starts_ = space_.take<const T*>(count);
-    for (int64_t s = 0; s < count; ++s) {
-      const PartitionView& partition = *stages[s].partition;
-      starts_[s] = to;
-      for (int64_t g = 0; g < partition.groups; ++g) {
-        const int64_t depth = partition.inputs.count(g);
-        to = bring_into_blocks(stages[s].weight + partition.weight_offsets[g], depth,
-                               partition.outputs.count(g), depth, to);
-      }
-    }
-  }
-
-  // A stage's, or null: its rows are read as they lie.
-  const T* of(int64_t stage) const { return starts_ ? starts_[stage] : nullptr; }
-
- private:
-  size_t plan(const ChainStage<T>* stages, int64_t count, int64_t pixels) {
-    int64_t size = 0;
-    for (int64_t s = 0; s < count; ++s) {
-      const PartitionView& partition = *stages[s].partition;
-      for (int64_t g = 0; g < partition.groups; ++g) {
-        size += size_in_blocks(partition.outputs.count(g), partition.inputs.count(g));
-      }
-    }
-    if (!worth_blocks(pixels, size * static_cast<int64_t>(sizeof(T)))) return 0;
-    size_ = size;
-    space_.plan<T>(size_);
-    space_.plan<const T*>(count);
-    return space_.bytes();
-  }
-
-  int64_t size_ = 0;
-  Workspace space_;
-  SharedScratch memory_;
-  const T** starts_ = nullptr;
 };
 
 // Takes a tile through a stage: dest = W · source, or Wᵀ · source.
@@ -100,7 +53,6 @@ class StageRows {
     space.plan<T>(most_rows_);
     space.plan<T>(most_columns<T> * most_depth_);
     space.plan<int64_t>(most_depth_);
-    space.plan<int64_t>(most_depth_);
   }
   void open(Workspace& space) {
     sources_ = space.take<const T*>(most_rows_);
@@ -108,13 +60,11 @@ class StageRows {
     bias_ = space.take<T>(most_rows_);
     columns_ = space.take<T>(most_columns<T> * most_depth_);
     steps_ = space.take<int64_t>(most_depth_);
-    block_steps_ = space.take<int64_t>(most_depth_);
-    for (int64_t i = 0; i < most_depth_; ++i) block_steps_[i] = i * max_tile_rows;
   }
 
   // `job` says what happens at the end; `bias`: one per channel, or null.
-  void apply(const ChainStage<T>& stage, const T* blocks, TileRows<const T> source, TileRows<T> dest,
-             const T* bias, MultiplyJob<T> job) const {
+  void apply(const ChainStage<T>& stage, TileRows<const T> source, TileRows<T> dest, const T* bias,
+             MultiplyJob<T> job) const {
     const PartitionView& partition = *stage.partition;
     list_rows(partition.inputs, partition.outputs, partition.groups, source, dest);
     if (bias) {
@@ -125,10 +75,8 @@ class StageRows {
       job.rows = partition.outputs.count(g);
       job.depth = partition.inputs.count(g);
       job.weight_row_stride = job.depth;
-      job.blocks = blocks;
       job.bias = bias ? bias_ + partition.outputs.offsets[g] : nullptr;
       multiply_group(stage, g, partition.inputs, partition.outputs, job);
-      if (blocks) blocks += size_in_blocks(job.rows, job.depth);
     }
   }
 
@@ -165,7 +113,6 @@ class StageRows {
     job.weight = stage.weight + stage.partition->weight_offsets[g];
     job.columns = columns_;
     job.steps = steps_;
-    job.block_steps = block_steps_;
     multiply_rows(job);
   }
 
@@ -173,7 +120,7 @@ class StageRows {
   const T** sources_ = nullptr;
   T** dests_ = nullptr;
   T *bias_ = nullptr, *columns_ = nullptr;
-  int64_t *steps_ = nullptr, *block_steps_ = nullptr;
+  int64_t* steps_ = nullptr;
 };
 
 // A tile of rows of the stage overwrites nothing that another one has yet to read.
@@ -246,7 +193,6 @@ class Chain {
   explicit Chain(const ChainProblem<Stored>& problem)
       : p_(problem),
         finish_(p_.activation),
-        blocks_(p_.stages, p_.count, p_.dest.batch * p_.sweep->cols),
         most_channels_(p_.source.channels),
         source_direct_(is_rows<T>(p_.source)),
         dest_direct_(is_rows<T>(p_.dest) && is_clamp(p_.activation)) {
@@ -307,7 +253,7 @@ class Chain {
         job.high = finish_.range.high;
         job.stores = stores_;  // tiles begin lines, being whole tiles of registers
       }
-      rows.apply(p_.stages[s], blocks_.of(s), source, dest, last ? p_.bias : nullptr, job);
+      rows.apply(p_.stages[s], source, dest, last ? p_.bias : nullptr, job);
       source = {dest.first, dest.distance};
     }
     if (!dest_direct_) write_rows(source, finish_, *p_.sweep, tile, p_.dest, n);
@@ -316,7 +262,6 @@ class Chain {
 
   const ChainProblem<Stored>& p_;
   Finish<T> finish_;
-  ChainBlocks<T> blocks_;
   int64_t most_channels_;
   bool source_direct_, dest_direct_;
   int buffers_ = 1;
@@ -333,7 +278,6 @@ class ChainGrad {
  public:
   explicit ChainGrad(const ChainGradProblem<Stored>& problem)
       : p_(problem),
-        blocks_(p_.stages, p_.weight_grad ? p_.count - 1 : 0, p_.source.batch * p_.sweep->cols),
         most_channels_(p_.source.channels),
         source_direct_(is_rows<T>(p_.source)),
         grad_direct_(is_rows<T>(p_.grad)),
@@ -396,7 +340,7 @@ class ChainGrad {
       }
       for (int64_t s = 1; s < p_.count; ++s) {
         const ChainStage<T>& stage = p_.stages[s - 1];
-        rows.apply(stage, blocks_.of(s - 1), hidden[s - 1], {scratch, distance}, nullptr, job);
+        rows.apply(stage, hidden[s - 1], {scratch, distance}, nullptr, job);
         hidden[s] = {scratch, distance};
         scratch += stage.partition->out_channels * distance;
       }
@@ -445,7 +389,6 @@ class ChainGrad {
   }
 
   const ChainGradProblem<Stored>& p_;
-  ChainBlocks<T> blocks_;
   int64_t most_channels_, hidden_rows_ = 0, entries_ = 0, most_ = 1;
   bool source_direct_, grad_direct_, dest_direct_;
   int buffers_;

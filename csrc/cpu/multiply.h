@@ -32,7 +32,7 @@ struct MultiplyJob {
   const T* const* next;     // the rows that are read after these, as many, or null: nobody knows
   const int64_t* steps;     // [depth] distance of source j's weight from a row's first weight
   int64_t depth;
-  const T* weight;  // or null: only in blocks
+  const T* weight;
   int64_t weight_row_stride;
   T* columns;                        // [most_columns][depth] scratch
   T* tile;                           // [depth][tile_width] scratch to copy source rows to, or null
@@ -40,8 +40,6 @@ struct MultiplyJob {
   sum_t<T>* const* dests;            // [rows]
   const sum_t<T>* bias;              // [rows], or null
   const sum_t<T>* const* residuals;  // [rows], or null
-  const T* blocks;             // the weights once more, [rows / max_tile_rows][depth][max_tile_rows]; or null
-  const int64_t* block_steps;  // [depth] max_tile_rows apart
   int64_t rows;
   int64_t length;   // pixels
   bool accumulate;  // add to what dests hold
@@ -59,15 +57,11 @@ constexpr int tile_vectors(int rows) {
   return fit < 8 ? fit : 8;
 }
 
-// What the tiles of a job read: source rows, which point to pixel `begin`, and weights. That of the row that begins a
-// tile and source j is found at weight + row · row_step + steps[j]; those of the tile's other rows follow `stride` apart.
+// Where a tile finds the source rows: as they lie, or a copy of a tile, which begins at a pixel of theirs.
 template <class T>
-struct TileOperands {
-  const T* const* sources;
+struct TileSources {
+  const T* const* rows;
   int64_t begin;
-  const T* weight;
-  int64_t row_step, stride;
-  const int64_t* steps;
 };
 
 // What a tile fetches for the one after it: it is narrow and its rows lie far apart, so the hardware does not guess
@@ -140,7 +134,7 @@ GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T>& job, Vec<sum_t<T>
 #endif
 
 template <class T, int R, int V, bool Tail>
-void multiply_tile(const MultiplyJob<T>& job, const TileOperands<T>& operands, int64_t row, int64_t pixel,
+void multiply_tile(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t pixel,
                    typename Vec<T>::Mask tail, const Ahead<T>& ahead) {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
@@ -166,12 +160,12 @@ void multiply_tile(const MultiplyJob<T>& job, const TileOperands<T>& operands, i
   }
 
   // Counted up to zero, which takes no comparison.
-  const int64_t depth = job.depth, source_pixel = pixel - operands.begin;
-  const T* const* const sources = operands.sources + depth;
-  const int64_t* const steps = operands.steps + depth;
-  const T* first_weights = operands.weight + row * operands.row_step;
+  const int64_t depth = job.depth, source_pixel = pixel - where.begin;
+  const T* const* const sources = where.rows + depth;
+  const int64_t* const steps = job.steps + depth;
+  const T* first_weights = job.weight + row * job.weight_row_stride;
   asm("" : "+r"(first_weights));
-  const Strides strides(operands.stride * static_cast<int64_t>(sizeof(T)));
+  const Strides strides(job.weight_row_stride * static_cast<int64_t>(sizeof(T)));
   const auto step = [&](int64_t j) GROUPCONV_INLINE_LAMBDA {
     const T* source = sources[j];
     const T* weight = first_weights + steps[j];
@@ -234,38 +228,38 @@ void multiply_tile(const MultiplyJob<T>& job, const TileOperands<T>& operands, i
 
 // The last, partial tile of a row: as few vectors as it needs, the last one masked.
 template <class T, int R, int V = tile_vectors(R)>
-void multiply_tail(const MultiplyJob<T>& job, const TileOperands<T>& operands, int64_t row, int64_t pixel,
+void multiply_tail(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t pixel,
                    int64_t end, const Ahead<T>& ahead) {
   constexpr int lanes = Vec<T>::lanes;
   const int64_t left = end - pixel;
   if constexpr (V > 1) {
-    if (left <= (V - 1) * lanes) return multiply_tail<T, R, V - 1>(job, operands, row, pixel, end, ahead);
+    if (left <= (V - 1) * lanes) return multiply_tail<T, R, V - 1>(job, where, row, pixel, end, ahead);
   }
-  multiply_tile<T, R, V, true>(job, operands, row, pixel, Vec<T>::first(left - (V - 1) * lanes), ahead);
+  multiply_tile<T, R, V, true>(job, where, row, pixel, Vec<T>::first(left - (V - 1) * lanes), ahead);
 }
 
 // R rows × the pixels [pixel, pixel + span): whole tiles first, then the tail. Each fetches `fetched` rows of the next
 // one from `first` on.
 template <class T, int R>
-void multiply_span(const MultiplyJob<T>& job, const TileOperands<T>& operands, int64_t row, int64_t pixel,
+void multiply_span(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t pixel,
                    int64_t span, int64_t first, int64_t fetched) {
   constexpr int V = tile_vectors(R);
   constexpr int64_t width = V * Vec<T>::lanes;
   const int64_t end = smaller(pixel + span, job.length);
   const int64_t begin = smaller(first, job.depth), stop = smaller(first + fetched, job.depth);
   for (; pixel + width <= end; pixel += width) {
-    multiply_tile<T, R, V, false>(job, operands, row, pixel, typename Vec<T>::Mask(),
+    multiply_tile<T, R, V, false>(job, where, row, pixel, typename Vec<T>::Mask(),
                                   ahead_of(job, pixel + width, begin, stop));
   }
-  if (pixel < end) multiply_tail<T, R>(job, operands, row, pixel, end, ahead_of(job, end, begin, stop));
+  if (pixel < end) multiply_tail<T, R>(job, where, row, pixel, end, ahead_of(job, end, begin, stop));
 }
 
 template <class T, int R = max_tile_rows - 1>
-void multiply_last_rows(const MultiplyJob<T>& job, const TileOperands<T>& operands, int64_t row) {
+void multiply_last_rows(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row) {
   if constexpr (R > 0) {
     const int64_t fetched = row == 0 ? job.depth : 0;  // the tiles before have done it
-    if (job.rows - row == R) return multiply_span<T, R>(job, operands, row, 0, job.length, 0, fetched);
-    multiply_last_rows<T, R - 1>(job, operands, row);
+    if (job.rows - row == R) return multiply_span<T, R>(job, where, row, 0, job.length, 0, fetched);
+    multiply_last_rows<T, R - 1>(job, where, row);
   }
 }
 
@@ -276,7 +270,7 @@ template <class T>
 constexpr int64_t tile_width = tile_vectors(max_tile_rows) * Vec<T>::lanes;
 
 template <class T>
-void copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
+TileSources<T> copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
   constexpr int lanes = Vec<T>::lanes, vectors = tile_vectors(max_tile_rows);
   const int64_t present = job.length - pixel;
   for (int64_t j = 0; j < job.depth; ++j) {
@@ -291,29 +285,23 @@ void copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
         Vec<T>::load(source + v, Vec<T>::first(present - v)).store(to + v);
     }
   }
+  return {job.tile_rows, pixel};
 }
 
 template <class T>
 void multiply_all_rows(const MultiplyJob<T>& job) {
-  const int64_t stride = job.weight_row_stride;
-  const TileOperands<T> whole_rows =
-      job.blocks ? TileOperands<T>{job.sources, 0, job.blocks, job.depth, 1, job.block_steps}
-                 : TileOperands<T>{job.sources, 0, job.weight, stride, stride, job.steps};
+  const TileSources<T> as_they_lie{job.sources, 0};
   const int64_t full = job.rows - job.rows % max_tile_rows;
   const int64_t share = full > 0 ? divide_up(job.depth * max_tile_rows, full) : 0;
-  TileOperands<T> operands = whole_rows;
   for (int64_t pixel = 0; full > 0 && pixel < job.length; pixel += tile_width<T>) {
-    if (job.tile && full >= rows_worth_a_copy) {
-      copy_tile(job, pixel);
-      operands.sources = job.tile_rows;
-      operands.begin = pixel;
-    }
+    TileSources<T> sources = as_they_lie;
+    if (job.tile && full >= rows_worth_a_copy) sources = copy_tile(job, pixel);
     for (int64_t row = 0, first = 0; row < full; row += max_tile_rows, first += share) {
-      multiply_span<T, max_tile_rows>(job, operands, row, pixel, tile_width<T>, first, share);
+      multiply_span<T, max_tile_rows>(job, sources, row, pixel, tile_width<T>, first, share);
     }
   }
   // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.
-  multiply_last_rows<T>(job, whole_rows, full);
+  multiply_last_rows<T>(job, as_they_lie, full);
 }
 
 // The few pixels beyond the last whole vector: a masked tile would spend as much on them as on a whole vector. Now
@@ -433,7 +421,7 @@ template <class T>
 bool suits_columns(const MultiplyJob<T>& job, int64_t pixels) {
   constexpr int lanes = Vec<T>::lanes;
   const bool depth_contiguous = job.depth > 1 && job.steps[job.depth - 1] == job.depth - 1;
-  return job.weight && lanes > 1 && pixels <= lanes / 4 && job.depth >= 2 * lanes &&
+  return lanes > 1 && pixels <= lanes / 4 && job.depth >= 2 * lanes &&
          (depth_contiguous || job.weight_row_stride == 1);
 }
 

@@ -156,6 +156,9 @@ EDGES: dict[str, tuple[Partition, Geometry, int]] = {
         Geometry((40, 35), (17, 16), (17, 16)),
         1,
     ),
+    "copied tiles": (Partition.random(139, 150, 1, seed=0), Geometry((14, 14)), 2),
+    "copied tiles, two groups": (Partition.random(270, 262, 2, seed=0), Geometry((7, 7)), 2),
+    "copied tiles, masked": (Partition.random(133, 129, 1, seed=0), Geometry((7, 10)), 1),
     "depthwise, far taps": (
         Partition.contiguous(3, 3, 3),
         Geometry((60, 310), (3, 3), padding=(40, 40, 9, 9), dilation=(40, 9)),

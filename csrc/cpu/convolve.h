@@ -135,9 +135,13 @@ class Convolution {
     stage(p_.source, n, channels, planes_, tile, shape, staged, distance, shape.size, p_.prologue);
   }
 
-  // Rows that lie where the image has them begin lines where channels are whole lines apart.
+  // Rows that lie where the image has them begin lines where channels are whole lines apart. A copy has to stay in a
+  // core's own cache, and scratch small.
   bool copies_tiles() const {
-    return source_direct_ && most_dests_ >= rows_worth_a_copy && p_.source.stride_c % Vec<T>::lanes != 0;
+    constexpr int64_t most_bytes = 512 << 10;
+    const int64_t bytes = most_sources_ * taps_ * tile_width<Operand> * static_cast<int64_t>(sizeof(Operand));
+    return source_direct_ && most_dests_ >= rows_worth_a_copy && bytes <= most_bytes &&
+           p_.source.stride_c % Vec<T>::lanes != 0;
   }
 
   void run_tile(const Weights<Stored, Operand>& weights, const Gaps& gaps, int64_t n, const Tile& tile,

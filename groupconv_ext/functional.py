@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from .autograd import ACTIVATIONS, wants_grad
-from .backends import Backend, Call, best, choose
+from .backends import Backend, Call, best, choice, choose
 from .partition import Partition
 from .prologue import PROLOGUE_ACTIVATIONS, Prologue
 from .window import IntOrPair, Padding, Window, make_window
@@ -99,7 +99,7 @@ def conv2d(
         needs_grad = needs_grad or wants_grad(prologue.scale, prologue.shift)
     in_forward_mode = forward_ad._current_level >= 0
     call = (device, x.dtype, needs_grad, in_forward_mode, prologue is not None)
-    by_operands = backend == "auto" and device == "cuda"
+    by_operands = backend == "auto" and device in choice.measured_devices
     chosen = None if is_compiling() or by_operands else _choices.get((backend, call))
     if by_operands:
         operands = (x, weight, bias, residual, partition, window, activation, prologue)

@@ -1,7 +1,10 @@
-"""What ``auto`` takes on a GPU: what is remembered on disk, measuring once, and neither."""
+"""What ``auto`` takes where it measures: what is remembered, measuring once, and neither."""
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from groupconv_ext import Partition, backends, two_level
 from groupconv_ext.backends import Backend, Call, choice
 from groupconv_ext.backends.aten import ATEN
 from groupconv_ext.backends.dense import DENSE
+from groupconv_ext.backends.devices import cpu_model
 from groupconv_ext.backends.measure import Operands, measure
 from groupconv_ext.backends.oracle import REFERENCE
 from groupconv_ext.backends.registry import Question
@@ -128,6 +132,68 @@ def test_a_failure_is_told_and_left_out() -> None:
     assert set(times) == {"aten"}
 
 
+# ---- on a CPU, where that is asked for ----------------------------------------------------------
+
+
+@pytest.fixture
+def measuring_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "choices.json"
+    monkeypatch.setattr(choice, "remembered", lambda: Remembered(path))
+    monkeypatch.setattr(choice, "measured_devices", ("cpu", "cuda"))
+    return path
+
+
+def test_auto_measures_on_a_cpu_where_asked(measuring_on_cpu: Path) -> None:
+    x, weight, *_ = operands(PERMUTED)
+    expected = gc.conv2d(x, weight, partition=PERMUTED, backend="reference")
+    torch.testing.assert_close(gc.conv2d(x, weight, partition=PERMUTED), expected)
+    data = json.loads(measuring_on_cpu.read_text())
+    ((asked, entry),) = data["entries"].items()
+    assert asked.startswith(f"{cpu_model()}, {torch.get_num_threads()} threads, ")
+    assert {"aten", "dense"} <= set(entry["microseconds"]) <= {"native", "aten", "dense"}
+
+    # What is remembered is what runs, under another number of threads not.
+    entry["chosen"] = "dense"
+    measuring_on_cpu.write_text(json.dumps(data))
+    choice._known.clear()
+    call = Call("cpu", torch.float32, needs_grad=False)
+    assert backends.best(call, operands(PERMUTED)).name == "dense"
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        backends.best(call, operands(PERMUTED))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(json.loads(measuring_on_cpu.read_text())["entries"]) == 2
+
+
+@needs_native
+def test_on_a_cpu_native_runs_where_nothing_may_be_measured(
+    measuring_on_cpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROUPCONV_MEASURE", "off")
+    call = Call("cpu", torch.float32, needs_grad=False)
+    assert backends.best(call, operands(PERMUTED)).name == "native"
+    half = Call("cpu", torch.float16, needs_grad=False)
+    x, weight, *others = operands(PERMUTED)
+    assert backends.best(half, (x.half(), weight.half(), *others)).name == "aten"
+    compiled = torch.compile(
+        lambda x, weight: gc.conv2d(x, weight, partition=PERMUTED), fullgraph=True, backend="eager"
+    )
+    expected = gc.conv2d(x, weight, partition=PERMUTED, backend="native")
+    assert torch.equal(compiled(x, weight), expected)
+    assert not measuring_on_cpu.exists()
+
+
+def test_the_environment_says_where_is_measured() -> None:
+    code = "from groupconv_ext.backends.choice import measured_devices; print(measured_devices)"
+    for value, expected in (("all", "('cpu', 'cuda')"), ("on", "('cuda',)"), ("off", "('cuda',)")):
+        environment = os.environ | {"GROUPCONV_MEASURE": value}
+        command = [sys.executable, "-c", code]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == expected
+
+
 # ---- on disk ------------------------------------------------------------------------------------
 
 
@@ -206,7 +272,7 @@ def test_auto_asks_only_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_capable_backend_is_taken_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_AUTO_ON_CUDA", (ATEN,))
+    monkeypatch.setitem(backends._MEASURED, "cuda", (ATEN,))
     assert backends.best(Call("cuda", torch.float32, False), operands(PERMUTED)) is ATEN
 
 

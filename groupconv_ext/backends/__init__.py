@@ -9,15 +9,14 @@
 =============  ======================================================================
 
 On the CPU ``auto`` takes the first of ``native``, ``aten`` and ``reference`` that can serve the
-call, on a GPU what :mod:`.choice` says: the answer of a measurement that is made once and kept on
-disk. On other devices it takes ``aten``. A backend asked for by name runs or raises with its
-reason; nothing is replaced silently. :func:`explain` tells what each would say, :func:`choose`
-which one runs.
+call. On a GPU, and with ``GROUPCONV_MEASURE=all`` on the CPU too, it takes what :mod:`.choice`
+says: the answer of a measurement that is made once and kept on disk. Elsewhere it takes ``aten``.
+A backend asked for by name runs or raises with its reason; nothing is replaced silently.
+:func:`explain` tells what each would say, :func:`choose` which one runs.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,18 +25,28 @@ from torch.compiler import is_compiling
 from . import choice
 from .aten import ATEN
 from .dense import DENSE
+from .devices import device_name
 from .measure import Operands
 from .native import NATIVE
 from .oracle import REFERENCE
 from .registry import Backend, Call, Question
 from .triton import TRITON
 
-__all__ = ["Backend", "BackendError", "Call", "best", "choose", "explain", "names"]
+__all__ = [
+    "Backend",
+    "BackendError",
+    "Call",
+    "best",
+    "choose",
+    "device_name",
+    "explain",
+    "names",
+]
 
 _BACKENDS = {backend.name: backend for backend in (NATIVE, TRITON, ATEN, DENSE, REFERENCE)}
 _AUTO_ON_CPU = (NATIVE, ATEN)
-_AUTO_ON_CUDA = (NATIVE, TRITON, ATEN, DENSE)
 _AUTO_ELSEWHERE = (ATEN,)
+_MEASURED = {"cpu": (NATIVE, ATEN, DENSE), "cuda": (NATIVE, TRITON, ATEN, DENSE)}
 
 
 class BackendError(RuntimeError):
@@ -52,7 +61,7 @@ def names() -> tuple[str, ...]:
 def choose(backend: str, call: Call) -> Backend:
     """The backend that serves the call, or an error with the reason why none does.
 
-    For ``auto`` on a GPU, where shapes decide, :func:`best` is to be asked.
+    For ``auto`` on a device where shapes decide, :func:`best` is to be asked.
     """
     if backend == "auto":
         order = _AUTO_ON_CPU if call.device_type in ("cpu", "meta") else _AUTO_ELSEWHERE
@@ -70,7 +79,7 @@ def choose(backend: str, call: Call) -> Backend:
 
 
 def best(call: Call, operands: Operands) -> Backend:
-    """The backend that ``auto`` takes for these operands on a GPU."""
+    """The backend that ``auto`` takes for these operands on a device where it measures."""
     x, weight, _, _, partition, window, _, prologue = operands
     if is_compiling():
         return _BACKENDS[_traced(*call)]
@@ -82,22 +91,17 @@ def best(call: Call, operands: Operands) -> Backend:
 
 
 def _capable(call: Call) -> list[Backend]:
-    return [backend for backend in _AUTO_ON_CUDA if backend.why_not(call) is None]
+    return [backend for backend in _MEASURED[call.device_type] if backend.why_not(call) is None]
 
 
 def _traced(*call: Any) -> str:
     """What ``auto`` takes in a graph, whose sizes may be symbols."""
-    return choice.unmeasured([backend.name for backend in _capable(Call(*call))])
+    asked = Call(*call)
+    return choice.unmeasured([backend.name for backend in _capable(asked)], asked.device_type)
 
 
 # What torch.compiler.assume_constant_result does: called while a caller is traced, and not traced.
 _traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@cache
-def device_name(device: torch.device) -> str:
-    """What the driver calls a device."""
-    return torch.cuda.get_device_name(device)
 
 
 def explain(

@@ -1,4 +1,4 @@
-"""What ``auto`` takes on a GPU: what was measured once, or a measurement.
+"""What ``auto`` takes on a GPU, or wherever it may: what was measured once, or a measurement.
 
 1. A kind of call that was measured before, on this machine, is answered by that
    (:mod:`.remembered`).
@@ -6,7 +6,9 @@
    remembered; of a layer of several convolutions, the ways to compute it at once and one by one.
    Never while a CUDA graph is captured, inside function transforms, on stand-ins for
    tensors, or with ``GROUPCONV_MEASURE=off``: then the first of ``aten``, ``dense``, ``triton``,
-   ``native`` that can serve the call does, and nothing is kept.
+   ``native`` that can serve the call does (on a CPU ``native`` is the first), and nothing is kept.
+
+With ``GROUPCONV_MEASURE=all``, read when this package is imported, so on a CPU.
 
 Under ``torch.compile``, where sizes may be symbols, it is the first of these as well. No table is
 shipped: no kernel of this library was timed on any GPU, and a model of what it might reach is no
@@ -24,9 +26,12 @@ from .measure import Operands, measure
 from .registry import Backend, Question
 from .remembered import Entry, Remembered, remembered, versions
 
-__all__ = ["best", "best_way", "may_measure", "unmeasured"]
+__all__ = ["best", "best_way", "may_measure", "measured_devices", "unmeasured"]
 
-_UNMEASURED = ("aten", "dense", "triton", "native")
+_UNMEASURED = {"cpu": ("native", "aten", "dense"), "cuda": ("aten", "dense", "triton", "native")}
+
+measured_devices = ("cpu", "cuda") if os.environ.get("GROUPCONV_MEASURE") == "all" else ("cuda",)
+"""Where ``auto`` asks :func:`best`."""
 
 _known: dict[tuple[str, Question], Backend] = {}
 _known_ways: dict[tuple[str, str, Question], str] = {}
@@ -52,7 +57,7 @@ def best(
         store,
     )
     if fastest is None:
-        return by_name[unmeasured(tuple(by_name))]
+        return by_name[unmeasured(tuple(by_name), operands[0].device.type)]
     _known[device_name, question] = by_name[fastest]
     return by_name[fastest]
 
@@ -100,9 +105,9 @@ def _fastest(
     return entry.chosen
 
 
-def unmeasured(capable: Sequence[str]) -> str:
+def unmeasured(capable: Sequence[str], device_type: str) -> str:
     """The backend where nothing was measured and nothing may be."""
-    return next(name for name in _UNMEASURED if name in capable)
+    return next(name for name in _UNMEASURED[device_type] if name in capable)
 
 
 def may_measure(x: torch.Tensor) -> bool:

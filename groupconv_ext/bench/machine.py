@@ -20,6 +20,7 @@ from time import perf_counter
 import torch
 
 from groupconv_ext import _ops
+from groupconv_ext.backends.devices import cpu_model
 
 try:
     from groupconv_ext import _introspect
@@ -91,13 +92,6 @@ def conditions(threads: int) -> dict[str, str]:
         "vendor library": _vendor_library(),
         **_native_build(),
     }
-
-
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _native_build() -> dict[str, str]:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from groupconv_ext import _ops
+from groupconv_ext.backends.devices import cpu_model
 
-from ..machine import cpu_model
 from ..problems import DTYPES
 
 __all__ = ["Limits", "conditions", "device_name", "measure_limits"]

@@ -35,6 +35,7 @@ __all__ = [
     "output_size",
     "prologue",
     "quantized_conv2d",
+    "sound_conv2d",
 ]
 
 Pair: TypeAlias = tuple[int, int]
@@ -71,7 +72,7 @@ def conv2d(
     for inputs, outputs, block in _groups(partition, weight):
         if inputs.numel() and outputs.numel():
             results.append(
-                functional.conv2d(_select(padded, inputs), block, None, stride, 0, dilation)
+                sound_conv2d(_select(padded, inputs), block, None, stride, (0, 0), dilation)
             )
         else:
             results.append(x.new_zeros(batch, outputs.numel(), *out_size))
@@ -82,6 +83,29 @@ def conv2d(
     if residual is not None:
         y = y + residual
     return _activation(activation)(y)
+
+
+def sound_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int = 1,
+) -> torch.Tensor:
+    """``F.conv2d``, in float32 where PyTorch's own narrow kernels are wrong.
+
+    On a CPU with AMX, PyTorch 2.13 crashes in dilated convolutions of float16 and bfloat16 whose
+    maps are a few pixels wide, and reads past its memory in strided ones of bfloat16.
+    """
+    plain = stride == dilation == (1, 1)
+    if plain or not x.is_cpu or x.dtype not in (torch.float16, torch.bfloat16):
+        return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    with torch.autocast("cpu", enabled=False):  # which would make them narrow again
+        bias = None if bias is None else bias.float()
+        y = functional.conv2d(x.float(), weight.float(), bias, stride, padding, dilation, groups)
+        return y.to(x.dtype)
 
 
 def chain(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from ..reference import activations
+from ..reference import activations, sound_conv2d
 from ..window import Window
 
 __all__ = ["finish", "grouped_conv2d"]
@@ -25,7 +25,7 @@ def grouped_conv2d(
         # corrupts the heap on channels_last inputs with channel counts off the vector width (seen
         # on the CPU in 2.13 and 2.15).
         x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
-    return functional.conv2d(x, weight, bias, stride, padding, window.dilation, groups)
+    return sound_conv2d(x, weight, bias, stride, padding, window.dilation, groups)
 
 
 def finish(y: torch.Tensor, residual: torch.Tensor | None, activation: str) -> torch.Tensor:

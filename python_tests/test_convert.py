@@ -76,6 +76,18 @@ def test_converting_twice_changes_nothing() -> None:
         assert torch.equal(value, state[name])
 
 
+def test_what_does_not_learn_goes_on_so() -> None:
+    model = network().requires_grad_(False)
+    model[2][1].weight.requires_grad_()
+    convert(model)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["2.1.weight"]
+    conv = nn.Conv2d(4, 4, 1)
+    conv.bias.requires_grad_(False)
+    for layer in (FLGConv2d.from_conv2d(conv, groups=2), PartitionedConv2d.from_conv2d(conv)):
+        assert layer.weight.requires_grad
+        assert not layer.bias.requires_grad
+
+
 def test_a_layer_alone_and_one_in_two_places() -> None:
     alone = convert(FLGConv2d(8, 8, 1, groups=2))
     assert isinstance(alone, PartitionedConv2d)

@@ -248,7 +248,7 @@ Layer = TypeVar("Layer", bound=_PartitionedConv)
 def dense_layer(kind: Any, conv: Any, **options: Any) -> Any:
     """A layer with a dense weight, and the arguments, weight, bias and mode of ``conv``.
 
-    Where ``conv`` has groups, the weight is zero outside of them.
+    Where ``conv`` has groups, the weight is zero outside of them. What does not learn goes on so.
     """
     layer = kind(
         conv.in_channels,
@@ -268,7 +268,8 @@ def dense_layer(kind: Any, conv: Any, **options: Any) -> Any:
         layer.weight.copy_(groups.unpack(conv.weight))
         if conv.bias is not None:
             layer.bias.copy_(conv.bias)
-    return layer.train(conv.training)
+    _learn_as(conv, layer)
+    return layer
 
 
 def packed_layer(
@@ -293,7 +294,16 @@ def packed_layer(
         layer.weight.copy_(partition.pack(dense))
         if layer.bias is not None:
             layer.bias.copy_(conv.bias)
-    return layer.train(conv.training)
+    _learn_as(conv, layer)
+    return layer
+
+
+def _learn_as(conv: Any, layer: Any) -> None:
+    """What is not trained there is not trained here."""
+    layer.weight.requires_grad_(conv.weight.requires_grad)
+    if conv.bias is not None:
+        layer.bias.requires_grad_(conv.bias.requires_grad)
+    layer.train(conv.training)
 
 
 class PartitionedConv2d(_PartitionedConv):

@@ -10,6 +10,7 @@ wait to look at logits or gates: where they are not finite, the result is NaN.
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from . import reference
 from .backends import BackendError, Call
@@ -251,11 +252,12 @@ def packed_weight(
 def _kernels(backend: str, *operands: torch.Tensor) -> LabelledOperations | None:
     """The kernels that compute the selected blocks, or ``None``: densely, in plain PyTorch."""
     check_option("backend", backend, BACKENDS)
+    in_forward_mode = forward_ad._current_level >= 0
     on_cpu = all(operand.device.type in ("cpu", "meta") for operand in operands)
     for name, candidate, operations in _LABELLED:
         if backend != name and not (backend == "auto" and candidate is NATIVE and on_cpu):
             continue
-        calls = (Call(operand.device.type, operand.dtype, needs_grad=True) for operand in operands)
+        calls = (Call(x.device.type, x.dtype, True, in_forward_mode) for x in operands)
         reason = next(filter(None, map(candidate.why_not, calls)), None)
         if reason is None:
             if candidate is TRITON:

@@ -103,6 +103,8 @@ def labelled_weight(
 
 @quick_to_apply
 class _LabelledWeight(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         weight: torch.Tensor,
@@ -207,6 +209,8 @@ def flgc_convolve(
 
 @quick_to_apply
 class _FlgcConvolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: torch.Tensor,
@@ -302,6 +306,8 @@ def mask_kronecker(
 
 @quick_to_apply
 class _KroneckerWeight(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         weight: torch.Tensor,
@@ -346,6 +352,8 @@ def dgconv_convolve(
 
 @quick_to_apply
 class _DgconvConvolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: torch.Tensor,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import groupconv_ext as gc
 from groupconv_ext import reference
@@ -127,6 +128,17 @@ def test_a_checkpoint_goes_on_with_the_history() -> None:
     state["_extra_state"] = state["_extra_state"][:-1]
     with pytest.raises(ValueError, match="history has 2 numbers; expected 3 for every change"):
         other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_does_not_count_a_step_twice(reentrant: bool) -> None:
+    layer = DGConv2d(4, 4, 1, gates=[0, 1])
+    for step in range(3):
+        x = torch.randn(2, 4, 3, 3, requires_grad=True)
+        checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
+        with torch.no_grad():
+            layer.gates[0] = 1.0 if step % 2 == 0 else -1.0
+    assert layer.gate_history == [(0, (0, 1)), (1, (1, 1)), (2, (0, 1))]
 
 
 def test_freezing_and_state() -> None:

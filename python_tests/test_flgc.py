@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import groupconv_ext as gc
 from groupconv_ext.nn import FLGConv1d, FLGConv2d, GroupedLayer, PartitionedConv1d
@@ -383,6 +384,23 @@ def test_the_dense_way_is_the_same() -> None:
         ]
         for own, other in zip(*grads, strict=True):
             torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_does_not_count_a_step_twice(reentrant: bool) -> None:
+    layer, plain = (FLGConv2d(4, 4, 1, groups=2, update_every=2) for _ in range(2))
+    learned: dict[nn.Module, list[bool]] = {layer: [], plain: []}
+    for step in range(6):
+        x = torch.randn(2, 4, 3, 3, requires_grad=True)
+        for module in (layer, plain):
+            module.zero_grad()
+            y = module(x) if module is plain else checkpoint(module, x, use_reentrant=reentrant)
+            y.square().sum().backward()
+            learned[module].append(module.input_logits.grad is not None)
+        with torch.no_grad():
+            layer(x)  # no step either
+        assert layer.get_extra_state().tolist() == [0, step + 1]
+    assert learned[layer] == learned[plain] == [True, False] * 3
 
 
 def test_a_second_derivative_is_refused() -> None:

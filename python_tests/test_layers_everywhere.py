@@ -170,6 +170,66 @@ def test_device_and_dtype_arguments(make: Callable[..., nn.Module]) -> None:
     assert layer(image(device="meta")).shape == (2, 12, 4, 5)
 
 
+def test_hooks_run_once(layer: nn.Module) -> None:
+    calls: list[torch.Size] = []
+    layer.eval().register_forward_hook(lambda _, __, y: calls.append(y.shape))
+    if not isinstance(layer, IGCV3Block):  # whose normalisations take batches
+        layer(image()[0])
+    layer(image())
+    assert calls[-1] == (2, 12, 6, 7)
+    assert calls[:-1] in ([], [(12, 6, 7)])
+
+
+def test_gradients_of_every_sample(layer: nn.Module) -> None:
+    layer = layer.eval().double()
+    parameters = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    x = image(dtype=torch.float64)
+
+    def loss(values: dict[str, torch.Tensor], sample: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = torch.func.functional_call(layer, values, (sample[None],))
+        return y.square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for i, sample in enumerate(x):
+        for name, expected in torch.func.grad(loss)(parameters, sample).items():
+            torch.testing.assert_close(found[name][i], expected)
+
+
+def test_gradients_of_an_ensemble(layer: nn.Module) -> None:
+    layer = layer.double()
+    parameters = {name: p.detach() for name, p in layer.named_parameters() if p.requires_grad}
+    models = {name: torch.stack([p, torch.randn_like(p)]) for name, p in parameters.items()}
+    x = image(dtype=torch.float64)
+    if isinstance(layer, IGCV3Block):
+        layer.eval()  # running statistics are not an ensemble's
+
+    def loss(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        y: torch.Tensor = torch.func.functional_call(layer, values, (x,))
+        return y.square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss))(models)
+    for i in range(2):
+        one = {name: values[i] for name, values in models.items()}
+        for name, expected in torch.func.grad(loss)(one).items():
+            torch.testing.assert_close(found[name][i], expected)
+
+
+def test_forward_mode(layer: nn.Module) -> None:
+    layer = layer.eval().double()
+    x, direction = image(dtype=torch.float64), image(dtype=torch.float64)
+    y, slope = torch.func.jvp(layer, (x,), (direction,))
+    torch.testing.assert_close(y, layer(x))
+    step = 1e-4  # linear but for the block's clamps
+    numeric = (layer(x + step * direction) - layer(x - step * direction)) / (2 * step)
+    torch.testing.assert_close(slope, numeric, rtol=1e-4, atol=1e-4)
+
+
+def test_loading_teaches_nothing_that_was_kept_from_learning(layer: nn.Module) -> None:
+    layer.requires_grad_(False)
+    layer.load_state_dict(copy.deepcopy(layer.state_dict()))
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+
+
 # ---- two processes ------------------------------------------------------------------------------
 
 

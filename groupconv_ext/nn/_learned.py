@@ -32,12 +32,14 @@ class GroupedLayer(nn.Module, ABC):
     path: str
     _frozen: bool
     _steps: int  # training steps, where a layer counts them
+    _counted: bool  # whether the last pass of training before a backward pass was counted
 
     def __init__(self) -> None:
         super().__init__()
         self.path = ""
         self._frozen = False
         self._steps = 0
+        self._counted = False
 
     def _name(self) -> str:
         """Who is blamed in errors."""
@@ -78,6 +80,20 @@ class GroupedLayer(nn.Module, ABC):
             parameter.requires_grad_(False)
             parameter.grad = None
 
+    def _begins_step(self) -> bool:
+        """Whether this forward pass is that of a new training step.
+
+        A checkpointed pass (``torch.utils.checkpoint``) runs once more inside the backward pass. It
+        is a step of its own only where the first one had no gradient, as in the reentrant kind.
+        """
+        if not self.training:
+            return False
+        in_backward = torch._C._current_graph_task_id() != -1
+        begins = torch.is_grad_enabled() and not (in_backward and self._counted)
+        if not in_backward:
+            self._counted = begins
+        return begins
+
     # ---- state --------------------------------------------------------------------------------
 
     def get_extra_state(self) -> torch.Tensor:
@@ -96,10 +112,10 @@ class GroupedLayer(nn.Module, ABC):
         self._resume(bool(frozen))
 
     def _resume(self, frozen: bool) -> None:
-        self._frozen = frozen
+        was_frozen, self._frozen = self._frozen, frozen
         if frozen:
             self._stop_structure()
-        else:
+        elif was_frozen:  # and not where somebody else keeps the parameters from learning
             for parameter in self.structure_parameters():
                 parameter.requires_grad_(True)
 

@@ -124,7 +124,7 @@ class DGConv2d(DenselyTrained):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve ``x`` in the groups of now."""
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self._begins_step():
             self.record_gates()
         return super().forward(x)
 
@@ -154,7 +154,7 @@ class DGConv2d(DenselyTrained):
         The forward pass of a training step does it. Under ``torch.compile``, where it would cut
         the graph in two, call it yourself once a step.
         """
-        if self.gates.is_meta:
+        if self.gates.is_meta or _are_many(self.gates):
             return
         gates = tuple(int(gate >= 0) for gate in self.gates.detach().tolist())
         if not self.gate_history or self.gate_history[-1][1] != gates:
@@ -185,6 +185,15 @@ class DGConv2d(DenselyTrained):
         radices = torch.tensor(self.radices, dtype=bits.dtype, device=bits.device)
         per_row = (1 + (radices - 1) * bits).prod()
         return self.out_channels * (self.in_channels // common) * per_row
+
+
+def _are_many(gates: torch.Tensor) -> bool:
+    """Whether these are the gates of an ensemble under ``torch.func.vmap``: no one layer's."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(gates):
+        if torch._C._functorch.is_batchedtensor(gates):
+            return True
+        gates = torch._C._functorch.get_unwrapped(gates)
+    return False
 
 
 class ResourceConstraint:

@@ -159,9 +159,10 @@ class _FLGConv(DenselyTrained):
     @_disable_dynamo
     def _learns_now(self) -> bool:
         # A counter in a compiled graph would be a constant of it, and every step another graph.
-        if not (self.training and torch.is_grad_enabled()):
+        if self._begins_step():
+            self._steps += 1
+        elif not (self.training and torch.is_grad_enabled()):
             return True
-        self._steps += 1
         return (self._steps - 1) % self.update_every == 0
 
     def _description(self) -> str:

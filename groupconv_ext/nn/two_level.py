@@ -85,8 +85,7 @@ class TwoLevelConv2d(Windowed):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve ``x``."""
         if x.dim() == 3:
-            y: torch.Tensor = self(x.unsqueeze(0))
-            return y.squeeze(0)
+            return self.forward(x.unsqueeze(0)).squeeze(0)  # not through __call__: hooks run once
         x, padding = self._padded(x)
         return two_level_conv2d(
             x,

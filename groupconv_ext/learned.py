@@ -44,6 +44,12 @@ def check_option(name: str, value: object, expected: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; expected one of {expected}")
 
 
+def check_tensor(x: object) -> None:
+    """An image is a tensor."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x is {x!r}; expected a tensor")
+
+
 # ---- FLGC ---------------------------------------------------------------------------------------
 
 
@@ -272,6 +278,7 @@ def _operands(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
     """The image with a batch and the bias, under autocast in the lower precision."""
+    check_tensor(x)
     if x.dim() not in (3, 4):
         raise ValueError(f"x has shape {list(x.shape)}; expected [B, C, H, W] or [C, H, W]")
     if weight.dim() != 4:

@@ -34,6 +34,14 @@ def test_the_schedule_ends_at_half_the_training() -> None:
     assert late.stage == 3
 
 
+def test_a_stage_is_due_exactly_when_it_is() -> None:
+    """2 · (15 / 44) · 22 is 14.999… in floating point, and 15 stages are due."""
+    layer = CondenseConv2d(23, 2, 1, groups=1, condense_factor=23)
+    for stage in range(23):
+        layer.condense(stage / 44)
+        assert layer.stage == stage
+
+
 def test_each_group_drops_its_own_smallest_inputs() -> None:
     layer = CondenseConv2d(12, 8, 3, groups=2, condense_factor=3, **DOUBLE)
     norms = layer.weight.detach().abs().sum((2, 3))

@@ -210,9 +210,10 @@ def test_compile_as_one_graph() -> None:
 
 
 def test_connections() -> None:
-    for gates in ([0, 0, 0], [1, 0, 1], [1, 1, 1]):
-        layer = DGConv2d(12, 24, 1, gates=gates)
-        assert layer.connections().item() == layer.partition().entries
+    for channels in ((12, 24), (24, 12), (60, 36)):
+        for gates in ([0, 0, 0], [1, 0, 1], [1, 1, 1]):
+            layer = DGConv2d(*channels, 1, gates=gates)
+            assert layer.connections().item() == layer.partition().entries
     layer = DGConv2d(12, 24, 1, gates=[1, 0, 1])
     (grad,) = torch.autograd.grad(layer.connections(), layer.gates)
     # ζ = 24 · Π (1 + (p − 1) g): its derivative by one gate, the others as they are.

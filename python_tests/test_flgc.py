@@ -203,9 +203,31 @@ def test_the_structure_is_updated_every_third_step() -> None:
         assert bool(off.any()) == (layer.input_logits.grad is not None)
         learned.append(layer.input_logits.grad is not None)
     assert learned == [True, False, False, True, False, False, True]
+    assert layer.get_extra_state().tolist() == [0, 7]
     layer.eval()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
     with torch.no_grad():
-        layer(x)
+        layer.train()(x)
+    assert layer.get_extra_state().tolist() == [0, 7]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_masked_gradient_stays_masked_whatever_learns(which: int) -> None:
+    layer = FLGConv2d(9, 6, 3, groups=3, weight_gradient="masked")
+    x = torch.randn(2, 9, 5, 5)
+    layer(x).square().sum().backward()
+    expected = layer.weight.grad.clone()
+    mask = layer.partition().mask()
+    assert not expected[~mask].any()
+    for kept in (layer.structure_parameters()[which:][:1], layer.structure_parameters()):
+        layer.zero_grad()
+        for parameter in kept:
+            parameter.requires_grad_(False)
+        layer(x).square().sum().backward()
+        torch.testing.assert_close(layer.weight.grad, expected)
+        assert not layer.weight.grad[~mask].any()
+        assert all(parameter.grad is None for parameter in kept)
 
 
 # ---- what every layer has to survive ------------------------------------------------------------

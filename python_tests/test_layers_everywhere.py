@@ -170,6 +170,12 @@ def test_device_and_dtype_arguments(make: Callable[..., nn.Module]) -> None:
     assert layer(image(device="meta")).shape == (2, 12, 4, 5)
 
 
+def test_what_is_no_image_is_refused(layer: nn.Module) -> None:
+    for nothing in (None, [1.0], 3):
+        with pytest.raises(TypeError, match="expected a tensor"):
+            layer(nothing)
+
+
 def test_hooks_run_once(layer: nn.Module) -> None:
     calls: list[torch.Size] = []
     layer.eval().register_forward_hook(lambda _, __, y: calls.append(y.shape))

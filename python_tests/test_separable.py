@@ -82,11 +82,13 @@ def test_equals_the_two(name: str, window: tuple[tuple[int, int], ...], isa: str
             torch.testing.assert_close(y.contiguous(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bands_of_one_large_image() -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bands_of_one_large_image(stride: int) -> None:
     """channels_last from half a MiB on, NCHW from four: more than one band, the last one lower."""
     pair = (WIDE, PAIRS["wide"][1])
-    x, weight, pointwise, bias, _ = operands(pair, (1, 133, 127), (3, 3))
-    between = reference.conv2d(x, weight, bias, pair[0], padding=(1, 1, 1, 1))
+    x, weight, pointwise, bias, _ = operands(pair, (1, 133 * stride, 127 * stride), (3, 3))
+    window = {"stride": (stride, stride), "padding": (1, 1, 1, 1)}
+    between = reference.conv2d(x, weight, bias, pair[0], **window)
     expected = reference.conv2d(between, pointwise, None, pair[1])
     for layout in ("NCHW", "channels_last"):
         y = gc.separable_conv2d(
@@ -96,6 +98,7 @@ def test_bands_of_one_large_image() -> None:
             bias,
             partition=pair[0],
             pointwise_partition=pair[1],
+            stride=stride,
             padding=1,
         )
         torch.testing.assert_close(y.contiguous(), expected, rtol=1e-4, atol=1e-4)

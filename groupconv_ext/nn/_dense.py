@@ -10,7 +10,7 @@ from torch import nn
 
 from .._checks import count
 from ..functional import conv2d
-from ..learned import BACKENDS, check_option, packed_weight
+from ..learned import BACKENDS, check_option, check_tensor, packed_weight
 from ..partition import Partition
 from ..window import IntOrPair, Padding
 from ._learned import GroupedLayer
@@ -115,6 +115,7 @@ class DenselyTrained(ConvArguments, GroupedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve ``x`` in the groups of now."""
+        check_tensor(x)
         x, padding = self._padded(x)
         weight: torch.Tensor = self.weight
         stride, dilation = self.stride, self.dilation

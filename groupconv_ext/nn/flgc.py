@@ -151,7 +151,7 @@ class _FLGConv(DenselyTrained):
             dilation=dilation,
             gradient=self.gradient,
             weight_gradient=self.weight_gradient,
-            learn=self.update_every == 1 or self._learns_now(),
+            learn=self.update_every == 1 or not self.training or self._learns_now(),
             backend=self.backend,
             owner=self._name(),
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..learned import check_tensor
 from ..two_level import TwoLevelPartitions, two_level_conv2d
 from ..window import IntOrPair, Padding
 from ._windowed import ParameterFactory, Windowed, check_backend
@@ -84,6 +85,7 @@ class TwoLevelConv2d(Windowed):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve ``x``."""
+        check_tensor(x)
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)  # not through __call__: hooks run once
         x, padding = self._padded(x)

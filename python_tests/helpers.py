@@ -43,6 +43,8 @@ CHAINS: dict[str, list[Partition]] = {
     ],
     "overlapping, unread": [PARTITIONS["overlapping, unread"], Partition.contiguous(4, 40, 2)],
     "no connection": [Partition.contiguous(5, 2, 1), PARTITIONS["no connection"]],
+    # Twelve rows: two tiles of rows, of which the second reads what the first would overwrite.
+    "not in place": [Partition.interleaved(24, 24, 2), Partition.contiguous(24, 24, 2)],
     "wide groups": [Partition.contiguous(40, 66, 2), Partition.random(66, 33, 3, seed=2)],
 }
 """Stages of which each reads what the one before it writes."""

@@ -154,7 +154,8 @@ def test_structure_of_a_network_that_learned(pyplot: Any) -> None:
     model(torch.randn(1, 8, 4, 4))
     with torch.no_grad():
         model[1].gates.neg_()
-    model(torch.randn(1, 8, 4, 4))
+    for _ in range(2):  # the second changes nothing, and is a step
+        model(torch.randn(1, 8, 4, 4))
     figure = gc.report.plot_structure(model)
     figure.canvas.draw()
     axes = [axis for axis in figure.get_axes() if axis.axison]
@@ -168,9 +169,17 @@ def test_structure_of_a_network_that_learned(pyplot: Any) -> None:
     assert bars[1:] == [2, 8, 4, 4, 4]  # gates 1 0 1: one factor of two is apart
     dynamics, gates = axes[8:]
     (line,) = dynamics.get_lines()
+    assert line.get_xdata().tolist() == [0, 1, 3]
     assert line.get_ydata().tolist() == [4, 2, 2]
-    assert gates.get_images()[0].get_array().tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert gates.get_images()[0].get_array().tolist() == [[0, 1, 1], [1, 0, 0], [0, 1, 1]]
+    assert all(tick == round(tick) for axis in (dynamics, gates) for tick in axis.get_xticks())
+    one_group = gc.report.plot_structure(gc.nn.DGConv2d(3, 5, 1))
+    assert any(axis.get_title() == "\n1 group" for axis in one_group.get_axes())
     figure = gc.report.plot_structure(gc.nn.convert(model))
     assert len([axis for axis in figure.get_axes() if axis.axison]) == 8
     with pytest.raises(ValueError, match="no layer with a partition"):
         gc.report.plot_structure(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"model is 3; expected an nn\.Module"):
+        gc.report.plot_structure(3)
+    with pytest.raises(TypeError, match=r"partition is 3; expected a groupconv_ext\.Partition"):
+        plot_partition(3)

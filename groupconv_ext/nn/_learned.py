@@ -69,6 +69,11 @@ class GroupedLayer(nn.Module, ABC):
         """Whether the groups stay as they are."""
         return self._frozen
 
+    @property
+    def steps(self) -> int:
+        """How many training steps the layer saw, where it counts them."""
+        return self._steps
+
     def freeze_structure(self) -> None:
         """Keep the groups of now; the structure's parameters stop learning. For good."""
         self._frozen = True

@@ -33,8 +33,7 @@ def convert(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: The logits or gates of a layer hold NaN or Inf; no layer is replaced.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {model!r}; expected an nn.Module")
+    _check_model(model)
     deployed: dict[nn.Module, nn.Module] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, GroupedLayer):
@@ -60,6 +59,7 @@ def parameter_groups(
         weight_decay: Of everything else.
         decay_structure: Decay them too; then there is one group.
     """
+    _check_model(model)
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay is {weight_decay}; expected a number that is not negative")
     name_layers(model)
@@ -83,6 +83,7 @@ def structure(model: nn.Module) -> dict[str, Partition]:
     A layer with several (IGC's, separable ones) has an entry for each, its name and the
     parameter's: ``"block.conv.primary"``.
     """
+    _check_model(model)
     return {
         ".".join(filter(None, (name, part))): partition
         for name, layer in model.named_modules()
@@ -100,3 +101,8 @@ def named_partitions(layer: nn.Module) -> Iterator[tuple[str, Partition]]:
         for part, partition in partitions.items():
             if isinstance(partition, Partition):
                 yield part, partition
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {model!r}; expected an nn.Module")

@@ -50,6 +50,8 @@ def plot_partition(partition: Partition, ax: Axes | None = None) -> Figure:
             "plot_partition needs matplotlib: pip install groupconv-ext[plots]"
         ) from error
 
+    if not isinstance(partition, Partition):
+        raise TypeError(f"partition is {partition!r}; expected a groupconv_ext.Partition")
     if ax is None:
         ax = pyplot.figure(figsize=(11.5, 6.4)).add_axes((0.055, 0.085, 0.925, 0.74))
     ax.set_axis_off()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -125,46 +125,47 @@ def _draw_blocks(ax: Axes, name: str, partition: Partition) -> None:
     ax.set_axis_on()
     draw_sorted_blocks(ax, partition)
     shortened = name if len(name) <= 22 else "…" + name[-21:]
-    ax.set_title(
-        f"{shortened}\n{len(_used(partition))} of {partition.groups} groups"
-        if len(_used(partition)) < partition.groups
-        else f"{shortened}\n{partition.groups} groups",
-        fontsize=8,
-        color=GREY,
-    )
+    used, plural = len(_used(partition)), "" if partition.groups == 1 else "s"
+    some = f"{used} of " if used < partition.groups else ""
+    ax.set_title(f"{shortened}\n{some}{partition.groups} group{plural}", fontsize=8, color=GREY)
 
 
-def _history(layer: DGConv2d) -> tuple[list[int], Picture, list[int]]:
-    """Steps at which the gates changed, the gates from there on, and the number of groups."""
+class _History(NamedTuple):
+    steps: list[int]  # at which the gates changed
+    gates: Picture  # from there on
+    groups: list[int]
+    end: int  # the number of training steps
+
+
+def _history(layer: DGConv2d) -> _History:
     steps = [step for step, _ in layer.gate_history]
     gates = np.array([values for _, values in layer.gate_history], dtype=float)
     radices = np.array(layer.radices, dtype=float)
     groups = [round(float(np.prod(np.where(row > 0, 1.0, radices)))) for row in gates]
-    return steps, gates, groups
+    return _History(steps, gates, groups, max(layer.steps, 1 + steps[-1]))
 
 
-def _draw_dynamics(ax: Axes, histories: dict[str, Any]) -> None:
-    end = 1 + max(steps[-1] for steps, _, _ in histories.values())
-    for (name, (steps, _, groups)), colour in zip(
+def _draw_dynamics(ax: Axes, histories: dict[str, _History]) -> None:
+    for (name, (steps, _, groups, end)), colour in zip(
         histories.items(), group_colours(len(histories)), strict=True
     ):
         ax.step([*steps, end], [*groups, groups[-1]], where="post", color=colour, label=name)
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set_xlabel("training step", color=GREY, fontsize=8)
+    _name_steps(ax)
     if len(histories) <= 9:
         ax.legend(fontsize=7, frameon=False)
     _style(ax, "groups while they are learned")
 
 
-def _draw_gates(ax: Axes, histories: dict[str, Any]) -> None:
+def _draw_gates(ax: Axes, histories: dict[str, _History]) -> None:
     """A row a gate, layer below layer: dark where it is open and channels are joined."""
-    end = 1 + max(steps[-1] for steps, _, _ in histories.values())
+    end = max(history.end for history in histories.values())
     columns = min(end, 512)
     at = np.arange(columns) * end // columns
     rows: list[Picture] = []
     ticks: list[float] = []
-    for steps, gates, _ in histories.values():
+    for steps, gates, *_ in histories.values():
         ticks.append(len(rows) + (gates.shape[1] - 1) / 2)
         rows.extend(gates[np.searchsorted(steps, at, side="right") - 1].T)
         rows.append(np.full(columns, np.nan))
@@ -181,7 +182,7 @@ def _draw_gates(ax: Axes, histories: dict[str, Any]) -> None:
     )
     few = len(ticks) <= 24
     ax.set_yticks(ticks if few else [], list(histories) if few else [])
-    ax.set_xlabel("training step", color=GREY, fontsize=8)
+    _name_steps(ax)
     _style(ax, "gates: dark = 1, the channels it tells apart are joined")
 
 
@@ -189,6 +190,11 @@ def _two() -> Any:
     from matplotlib.colors import ListedColormap  # noqa: PLC0415 (optional)
 
     return ListedColormap([PALE, BLUE])
+
+
+def _name_steps(ax: Axes) -> None:
+    ax.locator_params(axis="x", integer=True)
+    ax.set_xlabel("training step", color=GREY, fontsize=8)
 
 
 def _name_layers(ax: Axes, names: Sequence[str]) -> None:

@@ -161,8 +161,6 @@ class _FLGConv(DenselyTrained):
         # A counter in a compiled graph would be a constant of it, and every step another graph.
         if self._begins_step():
             self._steps += 1
-        elif not (self.training and torch.is_grad_enabled()):
-            return True
         return (self._steps - 1) % self.update_every == 0
 
     def _description(self) -> str:

@@ -8,6 +8,7 @@ backends, and ``unavailable`` says why.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,7 +165,32 @@ def _register(name: str, batch: Callable[..., Batched]) -> Any:
         return refuse
     torch.library.register_fake(f"groupconv::{name}", getattr(_fakes, name))
     torch.library.register_vmap(f"groupconv::{name}", batch)
-    return getattr(torch.ops.groupconv, name).default
+    op = getattr(torch.ops.groupconv, name).default
+
+    def call(*args: Any) -> Any:
+        try:
+            return op(*args)
+        except RuntimeError as error:
+            if "out of memory: " not in str(error):
+                raise
+            raise _out_of_memory(error, args[0].device) from None
+
+    return call
+
+
+def _out_of_memory(error: RuntimeError, device: torch.device) -> RuntimeError:
+    """Torch's own error for memory that an operation could not get.
+
+    The stable interface tells the library that an allocation failed and nothing else. So torch is
+    asked for as much once more, from here, where its own error and all that it says come through.
+    """
+    found = re.search(r"out of memory: (\d+) bytes", str(error))
+    try:
+        torch.empty(int(found[1]) if found else 0, dtype=torch.uint8, device=device)
+    except RuntimeError as own:
+        return own
+    # There is as much by now: what else the operation had taken is free again.
+    return torch.OutOfMemoryError(str(error))
 
 
 def _register_looping(name: str) -> Any:

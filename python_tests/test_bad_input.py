@@ -14,7 +14,7 @@ import torch
 from helpers import ISAS, PARTITIONS, forced_isa, needs_native
 
 import groupconv_ext as gc
-from groupconv_ext import Partition
+from groupconv_ext import Partition, _ops
 
 RAGGED = PARTITIONS["ragged"]  # 9 → 7 channels, 19 entries
 EVEN = PARTITIONS["permuted"]  # 12 → 8 channels, 2 groups of 6 and 4
@@ -508,3 +508,27 @@ def test_operands_are_left_as_they_were(isa: str) -> None:
     for key, value in operands.items():
         assert torch.equal(value, before[key]), key
     assert torch.equal(RAGGED.cpu_table, Partition(*RAGGED.__reduce__()[1]).cpu_table)
+
+
+# ---- memory that there is not -------------------------------------------------------------------
+
+
+@needs_native
+def test_out_of_memory_is_torchs_own_error() -> None:
+    """Not that of a call that failed, which is all that the stable interface says."""
+    partition = Partition.contiguous(2, 2048, 2)
+    x = torch.zeros(1, 1, 1, 1).expand(1, 2, 1 << 19, 1 << 19)
+    weight = torch.ones(partition.entries, 1, 1, requires_grad=True)
+    with pytest.raises(RuntimeError, match="you tried to allocate 2251799813685248 bytes"):
+        gc.conv2d(x, weight, partition=partition, backend="native")
+    with pytest.raises(RuntimeError, match="you tried to allocate"):
+        gc.conv2d(x, weight, partition=partition, backend="aten")
+    y = gc.conv2d(x[:, :, :3, :3], weight, partition=partition, backend="native")
+    assert y.shape == (1, 2048, 3, 3)
+
+
+def test_memory_that_is_there_by_now() -> None:
+    error = RuntimeError("out of memory: 16 bytes could not be allocated\nException raised from")
+    found = _ops._out_of_memory(error, torch.device("cpu"))
+    assert type(found) is torch.OutOfMemoryError
+    assert "16 bytes could not be allocated" in str(found)

@@ -392,3 +392,17 @@ def test_what_does_not_fit_is_refused(ops: Any, name: str) -> None:
     operands = (given[key] for key in ("x", "weight", "bias", "residual", "table"))
     with pytest.raises((RuntimeError, NotImplementedError), match=message):
         ops.conv2d(*operands, 7, *pointwise, given["activation"])
+
+
+def test_memory_that_there_is_not(ops: Any) -> None:
+    """How much of it the Python above these asks torch for once more."""
+    p = Partition.contiguous(2, 2048, 2)
+    x = torch.zeros(1, 1, 1, 1).expand(1, 2, 1 << 19, 1 << 19)
+    weight = torch.ones(p.entries, 1, 1)
+    window = (1, 1, 0, 0, 0, 0, 1, 1)
+    with pytest.raises(RuntimeError, match=f"out of memory: {2**51} bytes could not be allocated"):
+        ops.conv2d(x, weight, None, None, p.cpu_table, p.out_channels, *window, 0)
+    grad = torch.zeros(1, 1, 1, 1).expand(1, 2048, 1, 1)
+    table, entries = p.cpu_table, 1 << 46
+    with pytest.raises(RuntimeError, match=f"out of memory: {2**48} bytes could not be allocated"):
+        ops.conv2d_weight_grad(grad, x[:, :, :1, :1], table, entries, 1, 1, *window)

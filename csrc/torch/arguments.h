@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <optional>
 #include <sstream>
 
@@ -158,6 +159,21 @@ inline bool is_channels_last(const Tensor& tensor) {
   return true;
 }
 
+// `make()`, which takes memory of this many bytes. Why it can't does not come through the stable interface; how
+// much it was lets Python ask torch again, and hear it from torch itself (groupconv_ext/_ops.py).
+template <class Make>
+auto allocate(int64_t bytes, const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    STD_TORCH_CHECK(false, "out of memory: ", bytes, " bytes could not be allocated");
+  }
+}
+
+inline int64_t bytes_of(const Tensor& tensor) {
+  return tensor.numel() * static_cast<int64_t>(tensor.element_size());
+}
+
 // Of the dtype of `like`, or another.
 inline Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& s, bool channels_last,
                           std::optional<int32_t> other_dtype = {}) {
@@ -169,12 +185,17 @@ inline Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& s, b
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   dtype = other_dtype.value_or(dtype);
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, s.data(), strides, dtype, device_type, like.get_device_index(), &handle));
-  Tensor image(handle);
+  const auto other_bytes = [&] { return *other_dtype == aoti_torch_dtype_uint8() ? 1 : 4; };
+  int64_t bytes = other_dtype ? other_bytes() : static_cast<int64_t>(like.element_size());
+  for (const int64_t size : s) bytes *= size;  // check_countable has seen that it can be counted
+  Tensor image = allocate(bytes, [&] {
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(4, s.data(), strides, dtype, device_type, like.get_device_index(), &handle));
+    return Tensor(handle);
+  });
   if (device_type == aoti_torch_device_type_cpu()) {
-    ask_for_huge_pages(image.data_ptr(), static_cast<size_t>(image.numel()) * image.element_size());
+    ask_for_huge_pages(image.data_ptr(), static_cast<size_t>(bytes_of(image)));
   }
   return image;
 }

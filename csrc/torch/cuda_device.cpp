@@ -29,6 +29,6 @@ OnDevice::OnDevice(const Tensor& tensor)
   check_launch(cuda::use_device(device));
 }
 
-OnDevice::~OnDevice() { delete guard_; }
+OnDevice::~OnDevice() = default;
 
 }  // namespace groupconv::ops::on_cuda

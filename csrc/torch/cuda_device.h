@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <memory>
 #include <optional>
 
 #include "cuda/launch.h"
@@ -34,7 +35,7 @@ class OnDevice {
 
  private:
   struct Guard;
-  Guard* guard_;
+  std::unique_ptr<Guard> guard_;
   cudaStream_t stream_;
 };
 
@@ -58,7 +59,8 @@ inline ScalarType sum_type(const Tensor& tensor) {
 }
 
 inline Tensor packed(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  if (tensor.is_contiguous()) return tensor;
+  return allocate(bytes_of(tensor), [&] { return torch::stable::contiguous(tensor); });
 }
 
 inline bool on_device_of(const Tensor& tensor, const Tensor& other) {
@@ -72,7 +74,8 @@ inline std::array<int64_t, 4> sizes_of(const Tensor& tensor) {
 // Memory that the kernels of one call use among themselves. It is freed on return, before they have run: the
 // allocator gives it to later work of this stream only, or keeps it for as long as a captured graph lives.
 inline Tensor scratch(const Tensor& like, int64_t count, ScalarType dtype) {
-  return torch::stable::new_empty(like, {count}, dtype);
+  constexpr int64_t widest_element = 8;
+  return allocate(count * widest_element, [&] { return torch::stable::new_empty(like, {count}, dtype); });
 }
 
 // The table of an op, whose contents the device will check.

@@ -1,5 +1,5 @@
-// The convolution, its two gradients and the two-level convolution on a CUDA device: check, allocate, describe the problem, launch on the
-// caller's stream.
+// The convolution, its two gradients and the two-level convolution on a CUDA device: check, allocate, describe
+// the problem, launch on the caller's stream.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -138,10 +138,13 @@ Tensor convolve_weight_grad(const PrologueTensors* prologue, const Tensor& grad,
 
   const OnDevice device(input);
   const bool dense = groups.in_labels != nullptr;
-  Tensor weight_grad =
-      dense ? torch::stable::new_empty(
-                  input, {partition.out_channels, partition.in_channels, window.kernel_h, window.kernel_w})
-            : torch::stable::new_empty(input, {partition.entries, window.kernel_h, window.kernel_w});
+  const int64_t rows = dense ? partition.out_channels * partition.in_channels : partition.entries;
+  const std::vector<int64_t> sizes =
+      dense ? std::vector{partition.out_channels, partition.in_channels, window.kernel_h, window.kernel_w}
+            : std::vector{partition.entries, window.kernel_h, window.kernel_w};
+  Tensor weight_grad = allocate(rows * window.area() * static_cast<int64_t>(input.element_size()), [&] {
+    return torch::stable::new_empty(input, {sizes.data(), sizes.size()});
+  });
   if (weight_grad.numel() == 0) return weight_grad;
   const TypedPrologue before(prologue, input);
   const cuda::WeightGradChoice choice =

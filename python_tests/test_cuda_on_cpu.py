@@ -227,6 +227,18 @@ def test_what_is_infinite_stays_where_it_is(ops: Any, where: str) -> None:
     )
 
 
+def test_no_launch_takes_memory_from_another(library: ctypes.CDLL) -> None:
+    """A thread may launch a kernel between another's asking for memory and its launch."""
+    ops = getattr(torch.ops, builder.NAMESPACE)
+    for channels in (256, 32, 128):  # with fewer weights a block takes less
+        p = Partition.contiguous(channels, 32, 1)
+        x, weight, _ = Problem(p).tensors(torch.float16, False)
+        y = ops.conv2d(x, weight, None, None, p.cpu_table, 32, 1, 1, 0, 0, 0, 0, 1, 1, 0)
+        expected = reference.conv2d(x.double(), weight.double(), None, p)
+        assert_close(y, expected, torch.float16)
+    assert library.memory_taken_back() == 0
+
+
 def random_partition(rng: np.random.Generator) -> Partition:
     """Uneven, with empty groups, overlaps, repetitions of whole lists and channels left out."""
     ins, outs, groups = (int(rng.integers(1, most)) for most in (40, 40, 9))

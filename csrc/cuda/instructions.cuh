@@ -8,6 +8,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 namespace groupconv::cuda {
 
 // The shared memory that was asked for at launch.
@@ -23,7 +25,9 @@ __device__ inline unsigned shared_address(const void* pointer) {
 // Sixteen bytes from global to shared memory, zeros where they do not exist; both addresses are multiples
 // of sixteen. They are there when wait_copies says so, for this thread, and after a barrier for all.
 __device__ inline void copy_16_async(void* to, const void* from, bool exists) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
+  // The instruction wants an aligned address also where it reads nothing from it.
+  const uintptr_t aligned = reinterpret_cast<uintptr_t>(from) & ~uintptr_t{15};
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(aligned),
                "r"(exists ? 16 : 0));
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n"); }

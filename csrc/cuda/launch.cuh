@@ -24,13 +24,15 @@ inline int64_t blocks_of_threads(int64_t items, int threads) {
 // What a kernel may take without asking: 48 KiB in all, and no kernel here declares more than 32 of its own.
 constexpr size_t modest_shared_bytes = 16 << 10;
 
+// Lets a kernel take so much memory on the current device, for good: of threads that launch it at the same time
+// none may take away what another has asked for.
+cudaError_t allow_shared(const void* kernel, size_t bytes);
+
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
                    cudaStream_t stream, std::type_identity_t<Parameters>... arguments) {
   if (shared_bytes > modest_shared_bytes) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t configuration{};

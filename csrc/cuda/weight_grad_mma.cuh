@@ -2,11 +2,13 @@
 // instruction, inputs on its 8, and pixels are what is summed over. See weight_grad_fma.cuh for the slices.
 //
 // A block makes a tile of outputs × inputs of one slot for one tap and slice. Both images flow through a ring
-// of stages, 32 pixels a step; where a step's pixels lie is worked out for eight steps at once.
+// of stages; where pixels lie is worked out for 256 at once.
 //
 //   tile   outputs × inputs × pixels   a warp's   shared memory
-//   wide   64 × 64 × 32                16 × 32    3 × 20 KiB + 24 KiB
-//   slim   16 × 16 × 128               16 × 16    3 × 16 KiB + 24 KiB, each warp 16 of the pixels; small groups
+//   wide   64 × 64 × 32                16 × 32    3 × 10 KiB + 24 KiB
+//   slim   16 × 16 × 128               16 × 16    3 × 12 KiB + 24 KiB, each warp 16 of the pixels; small groups
+//
+// In TF32 a step has half as many pixels.
 #pragma once
 
 #include <cuda_runtime.h>

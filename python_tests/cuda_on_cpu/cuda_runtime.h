@@ -241,7 +241,11 @@ T __ldg(const T* address) {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* configuration, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  ++cuda_on_cpu::launches[reinterpret_cast<const void*>(kernel)];
+  const auto* const address = reinterpret_cast<const void*>(kernel);
+  const int given = std::max(cuda_on_cpu::shared_bytes_of_kernels[address], cuda_on_cpu::modest_bytes);
+  const int most = std::min(given, cuda_on_cpu::shared_bytes_of_a_block());
+  if (configuration->dynamicSmemBytes > static_cast<size_t>(most)) return cudaErrorInvalidValue;
+  ++cuda_on_cpu::launches[address];
   cuda_on_cpu::launch(configuration->gridDim.x, configuration->blockDim.x, configuration->dynamicSmemBytes,
                       [=] { kernel(arguments...); });
   return cudaSuccess;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
@@ -28,9 +29,18 @@ inline bool hopper =
 // A block has 99 KiB on GPUs of compute capability 8.6 and 8.9, the smallest that the kernels run on, and 227 on
 // an H100; those that ask for much declare up to 8, there 13, by themselves.
 inline int shared_bytes_of_a_block() { return (hopper ? 227 - 13 : 99 - 8) << 10; }
+// What kernels asked for that take more than 48 KiB, with the 32 at most that they declare; and how often one took
+// back what it, or another thread, had been given.
+constexpr int modest_bytes = (48 - 32) << 10;
+inline std::map<const void*, int> shared_bytes_of_kernels;
+inline int taken_back = 0;
 }  // namespace cuda_on_cpu
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
-  return bytes <= cuda_on_cpu::shared_bytes_of_a_block() ? cudaSuccess : cudaErrorInvalidValue;
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  if (bytes > cuda_on_cpu::shared_bytes_of_a_block()) return cudaErrorInvalidValue;
+  int& given = cuda_on_cpu::shared_bytes_of_kernels[kernel];
+  cuda_on_cpu::taken_back += bytes < given;
+  given = bytes;
+  return cudaSuccess;
 }
 // So few multiprocessors that a block that stays takes several pieces of work.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {

@@ -14,3 +14,6 @@ OnDevice::~OnDevice() = default;
 extern "C" __attribute__((visibility("default"))) void take_turns_backwards(bool backwards) {
   cuda_on_cpu::backwards = backwards;
 }
+
+// How often a kernel was given less memory than before, which another thread's launch of it may need.
+extern "C" __attribute__((visibility("default"))) int memory_taken_back() { return cuda_on_cpu::taken_back; }

@@ -194,7 +194,6 @@ def test_auto_in_a_graph_measures_nothing(
 ) -> None:
     path = tmp_path_factory.mktemp("cache") / "choices.json"
     monkeypatch.setattr(choice, "_known", {})
-    monkeypatch.setattr(choice, "rates_of", lambda name: None)
     monkeypatch.setattr(choice, "remembered", lambda: Remembered(path))
     partition, _ = LARGER["1×1"]
     x = torch.randn(2, 96, 14, 14, device=DEVICE)

@@ -9,6 +9,7 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ import groupconv_ext
 from groupconv_ext.bench import plots
 from groupconv_ext.bench.correctness import Oracle
 from groupconv_ext.bench.gpu import __main__ as program
-from groupconv_ext.bench.gpu import pictures, rivals, suite
+from groupconv_ext.bench.gpu import layers, pictures, rivals, suite
 from groupconv_ext.bench.gpu.clock import Clock
+from groupconv_ext.bench.gpu.device import Limits
 from groupconv_ext.bench.gpu.page import page
 from groupconv_ext.bench.gpu.state import Found, GpuRow, Part, State
 from groupconv_ext.bench.gpu.summary import outcomes, table, totals
@@ -120,6 +122,42 @@ def test_time_is_up(tmp_path: Path) -> None:
     assert State.open(tmp_path / "state.jsonl", state_device(tmp_path)).parts["layers"].status == (
         "unfinished"
     )
+
+
+def test_what_fails_takes_nothing_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure is noted and the rest is timed, unless the device is lost: then in another call."""
+
+    def fail(*_: object) -> object:
+        raise RuntimeError("an illegal memory access")
+
+    broken = replace(rivals.CONTENDERS[0], name="broken", method=fail)
+    contenders = (rivals.CONTENDERS[0], broken)
+    clock = Clock(torch.device("cpu"), rounds=3, warm_up=1, warm_calls=1, flush_bytes=1 << 16)
+    limits = Limits(1e9, dict.fromkeys(("float32", "bfloat16", "float16"), 1e9))
+
+    def run(state: State) -> bool:
+        problems = suite.DRY[:1] + suite.DRY[2:]
+        return layers.run_layers(
+            state, problems, contenders, clock, limits, monotonic() + 60, lambda line: None
+        )
+
+    state = State.open(tmp_path / "whole", "a CPU")
+    assert run(state)
+    for entry in state.found:
+        assert [row.contender for row in entry.rows] == [contenders[0].name]
+        assert "illegal memory access" in entry.wrong["broken"]
+
+    lost = State.open(tmp_path / "lost", "a CPU")
+    with monkeypatch.context() as patch:
+        patch.setattr(layers, "_is_lost", lambda device: True)
+        assert not run(lost)
+    assert [(entry.rows, list(entry.wrong)) for entry in lost.found] == [((), ["broken"])]
+    assert run(State.open(tmp_path / "lost", "a CPU")), "goes on behind the one that failed"
+
+    failing = State.open(tmp_path / "failing", "a CPU")
+    monkeypatch.setattr(Clock, "time", fail)
+    assert run(failing)
+    assert all("while it was timed" in entry.wrong["one of them"] for entry in failing.found)
 
 
 def state_device(folder: Path) -> str:

@@ -1,7 +1,8 @@
 """Three times of one call: with a cold L2 cache, with a warm one, replayed from a CUDA graph.
 
-- **cold**: before every sample a buffer larger than the cache is overwritten; what a layer costs in
-  a network whose other layers have used the cache.
+- **cold**: before every sample a buffer larger than the cache is overwritten, and the device kept
+  busy until the whole call has been launched; what a layer costs in a network whose other layers
+  have used the cache and keep the device ahead of Python.
 - **warm**: calls in a row on the same tensors. On a small layer this times the cache.
 - **graph**: replays of a captured call, without the cost of launching it from Python; warm too.
 
@@ -23,6 +24,9 @@ import torch
 __all__ = ["Clock", "Times"]
 
 Call = Callable[[], object]
+
+_HEAD_START = 2_000_000
+"""Cycles, about a millisecond: longer than Python takes to launch a training step of a layer."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Clock:
             start = index % len(names)
             for name in names[start:] + names[:start]:
                 waste.zero_()
+                if self.device.type == "cuda":
+                    torch.cuda._sleep(_HEAD_START)  # type: ignore[no-untyped-call]
                 samples[name].append(self._once(calls[name], 1))
         return samples
 

@@ -15,7 +15,7 @@ from ..correctness import Oracle, WrongAnswerError
 from ..methods import Case
 from ..problems import Problem
 from ..rivals import Attempt, Contender
-from .clock import Clock
+from .clock import Clock, Times
 from .device import Limits
 from .state import Found, GpuRow, State
 
@@ -45,6 +45,9 @@ def run_layers(
         with _best_of_the_vendor():
             found = _one(problem, contenders, clock, limits)
         state.add(found)
+        if _is_lost(clock.device):
+            tell(f"{problem.name}: the device is lost to this process; call again for the rest")
+            return False
         longest = max(longest, monotonic() - started)
         tell(f"{problem.name}: {len(found.rows)} timed, {len(found.wrong)} wrong")
     return True
@@ -76,6 +79,7 @@ def _one(problem: Problem, contenders: Sequence[Contender], clock: Clock, limits
                 error = oracle.check(contender.attempt(case).answer())
                 attempt = contender.attempt(case_of(question))
                 attempt.run()
+            _wait(clock.device)  # what failed there is this one's failure
         except WrongAnswerError as problem_of_it:
             wrong[contender.name] = str(problem_of_it)
         except torch.OutOfMemoryError:
@@ -83,14 +87,22 @@ def _one(problem: Problem, contenders: Sequence[Contender], clock: Clock, limits
         except Exception as failure:
             # A contender that fails must not take the run with it; it fails the run's result.
             wrong[contender.name] = f"raised {failure!r}"
+            if _is_lost(clock.device):
+                attempts.clear()
+                break
         else:
             attempts[contender.name] = contender, attempt, error
-    with torch.inference_mode(not problem.trains):
-        times = clock.time({name: attempt.run for name, (_, attempt, _) in attempts.items()})
+    times: dict[str, Times] = {}
+    try:
+        if attempts:
+            with torch.inference_mode(not problem.trains):
+                times = clock.time({name: call.run for name, (_, call, _) in attempts.items()})
+    except Exception as failure:
+        wrong["one of them"] = f"raised {failure!r} while it was timed"
     floor = problem.floor(limits.rate(problem.dtype), limits.memory)
     rows = []
-    for name, (contender, _, error) in attempts.items():
-        t = times[name]
+    for name, t in times.items():
+        contender, _, error = attempts[name]
         rows.append(
             GpuRow(
                 name,
@@ -105,6 +117,20 @@ def _one(problem: Problem, contenders: Sequence[Contender], clock: Clock, limits
             )
         )
     return Found(problem, floor.seconds * 1e6, floor.bound, tuple(rows), refused, wrong)
+
+
+def _is_lost(device: torch.device) -> bool:
+    """Whether a kernel has failed on the device, after which nothing more runs in this process."""
+    try:
+        _wait(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager

@@ -4,9 +4,11 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -101,6 +103,35 @@ def test_dry_run_and_resume(tmp_path: Path) -> None:
     assert {path.name for path in other.iterdir()} == kept
     with tarfile.open(other / "rest.tar.gz") as archive:
         assert set(archive.getnames()) == {"gpu.csv"} | pngs
+
+
+def test_what_has_passed_is_left_out(tmp_path: Path) -> None:
+    """Of a call for everything; the build is no result and is made again where it is gone."""
+    state = State.open(tmp_path / "state.jsonl", "a CPU")
+    for name, status in (("build", "passed"), ("tests", "passed"), ("all-tests", "failed")):
+        state.end(Part(name, status, 1.0))
+    functions = re.search(r"has_passed\(\) \{.*?\n\}\n", SCRIPT.read_text(), re.DOTALL)
+    assert functions
+    for resumes, expected in (("1", "tests"), ("", "")):
+        script = f"OUT={tmp_path}; resumes={resumes}; {functions[0]}"
+        script += "for part in tests all-tests memcheck; do has_passed $part && echo $part; done"
+        run = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+        assert run.stdout.split() == expected.split()
+
+
+def test_the_sanitizer_has_tests_to_watch() -> None:
+    words = dict(re.findall(r'^ +(chosen|largest)="([^"]+)"$', SCRIPT.read_text(), re.MULTILINE))
+    tests = [ROOT / "python_tests" / name for name in ("test_on_gpu.py", "test_cuda.py")]
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    both = f"{words['chosen']} or ({words['largest']})"
+    found = subprocess.run([*collect, *tests, "-k", both], capture_output=True, text=True, cwd=ROOT)
+    lines = [line.rpartition("::")[2] for line in found.stdout.splitlines() if "::" in line]
+    names = Counter(line.partition("[")[0] for line in lines)
+    assert names == {
+        "test_the_same_bits_again": 2,
+        "test_larger_layers": 6,
+        "test_groups_of_many_channels": 1,
+    }
 
 
 def test_the_script_refuses(tmp_path: Path) -> None:

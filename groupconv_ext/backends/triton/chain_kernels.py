@@ -19,7 +19,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import WIDENED, channel_at, entries_of, finish, locate_pixels, row_weights
+from .tiles import (
+    WIDENED,
+    channel_at,
+    entries_of,
+    finish,
+    locate_pixels,
+    numbered,
+    row_weights,
+)
 
 __all__ = ["chain"]
 
@@ -134,7 +142,7 @@ def chain(
     DEPTH: tl.constexpr,
 ):
     """Blocks of pixels, each through all stages; see the top of this file."""
-    program = tl.program_id(0)
+    program = numbered(tl.program_id(0), LARGE)
     pixel = tl.arange(0, PIXELS)
     row_index = tl.arange(0, ROWS)
     own_scratch = scratch + program.to(tl.int64) * 2 * widest * PIXELS

@@ -26,6 +26,7 @@ from .tiles import (
     finish,
     locate_pixels,
     moved,
+    numbered,
     prepared,
     row_weights,
 )
@@ -224,7 +225,7 @@ def convolve(
     PIXEL_AXIS: tl.constexpr = 1 if CHANNELS_LAST else 0
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
 
-    program = tl.program_id(0)
+    program = numbered(tl.program_id(0), LARGE)
     pixel_block = program // tile_count
     tile = tiles + (program % tile_count) * 4
     first_row = tl.load(tile)
@@ -462,7 +463,7 @@ def collect_readers(
     """The input gradient where groups overlap: each channel's sums added, reader by reader."""
     CHANNEL_AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
     PIXEL_AXIS: tl.constexpr = 1 if CHANNELS_LAST else 0
-    program = tl.program_id(0)
+    program = numbered(tl.program_id(0), LARGE)
     channel = (program % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
     image, row_y, row_x, pixel_exists = locate_pixels(
         (program // channel_blocks) * PIXELS,

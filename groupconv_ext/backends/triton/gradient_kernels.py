@@ -9,7 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import WIDENED, channel_at, entries_of, locate_pixels, moved, prepared, row_weights
+from .tiles import (
+    WIDENED,
+    channel_at,
+    entries_of,
+    locate_pixels,
+    moved,
+    numbered,
+    prepared,
+    row_weights,
+)
 
 __all__ = ["weight_gradient"]
 
@@ -105,7 +114,7 @@ def weight_gradient(
             column_offset = channel * x_c_stride
 
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        start = split * pixels_of_split
+        start = numbered(split, LARGE) * pixels_of_split
         stop = tl.minimum(start + pixels_of_split, pixel_count)
         for first_pixel in range(start, stop, DEPTH):
             image, row_y, row_x, pixel_exists = locate_pixels(

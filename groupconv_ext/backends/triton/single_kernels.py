@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import channel_at, finish, locate_pixels, moved, prepared
+from .tiles import channel_at, finish, locate_pixels, moved, numbered, prepared
 
 __all__ = ["convolve_single", "weight_gradient_single"]
 
@@ -79,7 +79,7 @@ def convolve_single(
     PIXEL_AXIS: tl.constexpr = 1 if CHANNELS_LAST else 0
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
 
-    program = tl.program_id(0)
+    program = numbered(tl.program_id(0), LARGE)
     pixel_block = program // row_blocks
     row_place = (program % row_blocks) * ROWS + tl.arange(0, ROWS)
     image, row_y, row_x, pixel_exists = locate_pixels(
@@ -249,7 +249,7 @@ def weight_gradient_single(
         total = tl.zeros((PIXELS, ROWS), tl.float32)
     else:
         total = tl.zeros((ROWS, PIXELS), tl.float32)
-    start = split * pixels_of_split
+    start = numbered(split, LARGE) * pixels_of_split
     stop = tl.minimum(start + pixels_of_split, pixel_count)
     for first_pixel in range(start, stop, PIXELS):
         image, row_y, row_x, pixel_exists = locate_pixels(

@@ -24,12 +24,21 @@ __all__ = [
     "finish",
     "locate_pixels",
     "moved",
+    "numbered",
     "prepared",
     "row_weights",
 ]
 
 # The interpreter multiplies matrices of bfloat16 as the integers that it keeps them in.
 WIDENED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def numbered(program, LARGE: tl.constexpr):
+    """A program's number, in as many bits as what is counted from it takes."""
+    if LARGE:
+        program = program.to(tl.int64)
+    return program
 
 
 @triton.jit
@@ -44,12 +53,11 @@ def locate_pixels(
 ):
     """Image, row and column of a run of pixels, and which of them exist.
 
-    Images of ``ONE_ROW`` spare a division, and the compiler can tell that pixels are neighbours.
+    ``first`` has 64 bits where they are ``LARGE``, see :func:`numbered`. Images of ``ONE_ROW``
+    spare a division, and the compiler can tell that pixels are neighbours.
     """
     pixel = first + tl.arange(0, BLOCK)
     exists = pixel < count
-    if LARGE:
-        pixel = pixel.to(tl.int64)
     image = pixel // (size_h * size_w)
     place = pixel - image * (size_h * size_w)
     if ONE_ROW:

@@ -227,6 +227,42 @@ def test_what_is_infinite_stays_where_it_is(ops: Any, where: str) -> None:
     )
 
 
+def assert_same_where_infinite(found: torch.Tensor, exact: torch.Tensor) -> None:
+    wide = found.double()
+    assert torch.equal(wide.isnan(), exact.isnan())
+    assert torch.equal(wide.isinf(), exact.isinf())
+    finite = exact.isfinite()
+    assert not finite.all()
+    assert finite.any()
+    assert_close(torch.where(finite, found, 0), torch.where(finite, exact, 0), found.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [2, 8])
+def test_infinity_at_the_edges_of_tiles(ops: Any, groups: int, dtype: torch.dtype) -> None:
+    """As above in every kernel with tiles: first and last pixel of tiles of 64, 128 and 256."""
+    p = Partition.random(48, 48, groups, seed=groups)
+    problem = Problem(p, 1, (16, 16), (3, 3), SAME)
+    x, weight, _ = problem.tensors(dtype, False)
+    for pixel in (0, 63, 64, 127, 128, 255):
+        x[0, pixel % 48].view(-1)[pixel] = torch.inf
+    wide = [t.double().requires_grad_() for t in (x, weight)]
+    y = ops.conv2d(x, weight, None, None, p.cpu_table, 48, *SAME, 0)
+    assert_same_where_infinite(y, problem.reference(*wide).detach())
+
+    grad = torch.randn(y.shape).to(dtype)
+    for pixel in (0, 63, 64, 127, 128, 255):
+        grad[0, pixel % 48].view(-1)[pixel] = torch.inf
+    found = ops.conv2d_input_grad(grad, weight, p.cpu_table, 48, 16, 16, *SAME, False)
+    # PyTorch's own gradients multiply infinity by the padding, too.
+    sizes = (p.cpu_table, 48, 16, 16, *SAME, False)
+    exact = _ops.conv2d_input_grad(grad.double(), wide[1].detach(), *sizes)
+    assert_same_where_infinite(found, exact)
+    found = ops.conv2d_weight_grad(grad, x, p.cpu_table, p.entries, 3, 3, *SAME)
+    sizes = (p.cpu_table, p.entries, 3, 3, *SAME)
+    assert_same_where_infinite(found, _ops.conv2d_weight_grad(grad.double(), x.double(), *sizes))
+
+
 def test_no_launch_takes_memory_from_another(library: ctypes.CDLL) -> None:
     """A thread may launch a kernel between another's asking for memory and its launch."""
     ops = getattr(torch.ops, builder.NAMESPACE)

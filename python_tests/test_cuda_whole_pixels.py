@@ -194,6 +194,17 @@ def test_pixels_apart(ops: Any, launches: Launches) -> None:
     assert_close(y, expected, torch.float16)
 
 
+@pytest.mark.parametrize("first", [0, 2, 3])
+def test_neighbours_that_begin_anywhere(ops: Any, launches: Launches, first: int) -> None:
+    """Sources next to each other are picked several at once only where a GPU can read them so."""
+    inputs = [range(first, first + 16), range(first + 16, first + 32)]
+    p = Partition(40, 32, inputs, [range(16), range(16, 32)])
+    x, weight, _ = Problem(p, 1, (8, 9)).tensors(torch.float16, True)
+    with launches.expected(1):
+        y = ops.conv2d(x, weight, None, None, p.cpu_table, 32, *POINTWISE, 0)
+    assert_close(y, reference.conv2d(x.double(), weight.double(), None, p), torch.float16)
+
+
 def test_learned_groups(ops: Any, launches: Launches) -> None:
     """A dense weight, of which only the blocks are read; the host guesses how many there are."""
     ins, outs = torch.randint(4, (64,)).int(), torch.randint(4, (72,)).int()

@@ -31,8 +31,12 @@ def build(folder: Path) -> Path:
     flags += ["-I", str(HERE), "-I", str(CSRC), "-isystem", str(torch_folder / "include")]
     # The address sanitizer has to be in the process before python is: `make sanitize` does that.
     sanitized = "libasan" in os.environ.get("LD_PRELOAD", "")
-    checks = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow"]
-    sanitizers = [*checks, "-fno-sanitize-recover=all"] if sanitized else []
+    if sanitized:
+        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        sanitizers += ["-fno-sanitize=null,object-size,pointer-overflow"]
+    else:
+        # A GPU reads and writes a type at multiples of its size only: so must this.
+        sanitizers = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
     sources = [*CSRC.glob("cuda/*.cu"), *CSRC.glob("torch/cuda_*.cpp"), *CSRC.glob("core/*.cpp")]
     sources += [CSRC / "torch" / "library.cpp", *HERE.glob("*.cpp")]
     sources.remove(CSRC / "torch" / "cuda_device.cpp")

@@ -126,6 +126,37 @@ def test_a_shortcut_is_added_by_the_last_convolution() -> None:
     torch.testing.assert_close(fold(plain)(x), expected)  # torch's convolutions add nothing
 
 
+def joined_unit() -> nn.Module:
+    """The first unit of a ShuffleNet, which joins a pool of its input and its body."""
+    network = gc.models.create("shufflenet", width=0.25, repeats=(0, 0, 0), classes=4)
+    return next(m for m in network.modules() if type(m).__name__ == "_Joined")
+
+
+def test_a_joined_pool_becomes_a_convolution_and_the_relu_part_of_both() -> None:
+    unit = trained(joined_unit())
+    x = torch.randn(2, 24, 9, 6, dtype=torch.float64)  # of both signs, odd and even
+    expected = unit(x)
+    fold(unit)
+    assert isinstance(unit.pool, PartitionedConv2d)
+    assert [type(m) for m in unit.modules()].count(nn.ReLU) == 0
+    torch.testing.assert_close(unit(x), expected)
+    pool = unit.pool
+    assert fold(unit).pool is pool
+
+
+def test_a_joined_unit_stays_where_a_norm_stays_at_its_end() -> None:
+    unit = trained(joined_unit())
+    last = unit.body[-1]
+    last.conv = FLGConv2d(last.conv.in_channels, last.conv.out_channels, 1, groups=3, bias=False)
+    unit = unit.double().eval()  # it still learns, so its normalisation is not folded
+    x = torch.randn(2, 24, 8, 8, dtype=torch.float64)
+    expected = unit(x)
+    fold(unit)
+    assert isinstance(unit.pool, nn.AvgPool2d)
+    assert isinstance(unit.activation, nn.ReLU)
+    torch.testing.assert_close(unit(x), expected)
+
+
 def test_pre_activation_norms_stay() -> None:
     network = trained(gc.models.create("wide_resnet28", depth=10, width=1))
     before = norms(network)

@@ -26,6 +26,7 @@ __all__ = [
     "Residual",
     "conv_norm",
     "first_strides",
+    "last_convolution",
     "shortcut",
 ]
 
@@ -140,16 +141,20 @@ class Residual(nn.Module):
         fused = {nn.Identity: None, nn.ReLU: "relu"}
         if self.last is not None or type(self.activation) not in fused:
             return
-        parent: nn.Module = self.body
-        while isinstance(parent, nn.Sequential) and isinstance(parent[-1], nn.Sequential):
-            parent = parent[-1]
-        if not isinstance(parent, nn.Sequential):
-            return
-        last = parent[-1]
-        if isinstance(last, PartitionedConv2d) and last.activation is None:
+        parent, last = last_convolution(self.body)
+        if last is not None and last.activation is None:
             parent._modules.popitem()
             last.activation = fused[type(self.activation)]
             self.last, self.activation = last, nn.Identity()
+
+
+def last_convolution(body: nn.Module) -> tuple[nn.Module, PartitionedConv2d | None]:
+    """The convolution of this library that a body ends with, if it does, and what it stands in."""
+    parent = body
+    while isinstance(parent, nn.Sequential) and isinstance(parent[-1], nn.Sequential):
+        parent = parent[-1]
+    last = parent[-1] if isinstance(parent, nn.Sequential) else None
+    return parent, last if isinstance(last, PartitionedConv2d) else None
 
 
 def shortcut(

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..nn import PartitionedConv2d, ShuffledConv2d
-from .blocks import Network, Residual, conv_norm
+from .blocks import Network, Residual, conv_norm, last_convolution
 from .convolutions import depthwise
 from .registry import register
 
@@ -32,14 +31,39 @@ WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 class _Joined(nn.Module):
     """``relu([pool(x), body(x)])``: half the image, more channels."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, in_channels: int, body: nn.Module) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.body = body
+        self.pool: nn.Module = nn.AvgPool2d(3, 2, 1)
+        self.activation: nn.Module = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the unit."""
-        pooled = functional.avg_pool2d(x, 3, 2, 1)
-        return functional.relu(torch.cat((pooled, self.body(x)), 1), inplace=True)
+        y: torch.Tensor = self.activation(torch.cat((self.pool(x), self.body(x)), 1))
+        return y
+
+    def after_fold(self) -> None:
+        """Apply the ReLU inside what is joined; the pool is a convolution by ninths."""
+        _, last = last_convolution(self.body)
+        if last is None or last.activation is not None or isinstance(self.pool, PartitionedConv2d):
+            return
+        channels = self.in_channels
+        pool = PartitionedConv2d(
+            channels,
+            channels,
+            3,
+            2,
+            1,
+            groups=channels,
+            bias=False,
+            device=last.weight.device,
+            dtype=last.weight.dtype,
+            activation="relu",
+        )
+        nn.init.constant_(pool.weight, 1 / 9)
+        last.activation = "relu"
+        self.pool, self.activation = pool.train(self.training), nn.Identity()
 
 
 def _body(
@@ -83,7 +107,7 @@ def shufflenet(
         first = 1 if stage == 0 else groups
         inside = wider // 4
         body = _body(channels, inside, wider - channels, 2, first, groups)
-        layers.append(_Joined(body))
+        layers.append(_Joined(channels, body))
         layers += [Residual(_body(wider, inside, wider, 1, groups, groups)) for _ in range(added)]
         channels = wider
     return Network(nn.Sequential(*layers), nn.Linear(channels, classes), 32)

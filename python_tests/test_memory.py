@@ -121,6 +121,23 @@ def check_far_taps() -> None:
     assert grown < 4, f"{grown:.1f} MiB"
 
 
+def check_many_outputs() -> None:
+    """A dense weight gradient in channels_last, whose gradient is brought into another order a part at a time."""
+    torch.set_num_threads(1)
+    grown = 0.0
+    for outputs in (64, 2**16):
+        partition = Partition.contiguous(64, outputs, 1)
+        weight = torch.randn(partition.entries, 1, 1, requires_grad=True)
+        x = torch.randn(1, 64, 7, 7).contiguous(memory_format=torch.channels_last)
+        y = gc.conv2d(x, weight, partition=partition, backend="native")
+        grad = torch.ones_like(y)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        torch.autograd.grad(y, weight, grad)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    result = weight.numel() * 4 / 2**20
+    assert grown < result + 2, f"{grown:.1f} MiB, {result:.1f} of the result"
+
+
 def check_exhausted() -> None:
     """A thread without memory says how much it wanted, and the threads stay as they were."""
     torch.set_num_threads(2)
@@ -173,6 +190,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "guards": check_between_guards,
     "peak": check_peak,
     "far taps": check_far_taps,
+    "many outputs": check_many_outputs,
     "exhausted": check_exhausted,
     "huge pages": check_huge_pages,
 }

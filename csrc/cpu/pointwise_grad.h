@@ -9,6 +9,8 @@
 //
 // As many pixels as fill most of L1 in rows of 48 columns are staged at a time, and stay there while all rows of
 // the gradient pass over them; D and the block's gradient come from L2, where the next block's are fetched to.
+// Where the gradient's channels have to be brought into blocks, so many rows of D are finished before the next are
+// begun as have their blocks in scratch.
 #pragma once
 
 #include "cpu/caches.h"
@@ -51,7 +53,7 @@ class PointwiseGrad {
         inputs_(p_.partition->inputs),
         outputs_(p_.partition->outputs),
         grad_lies_(computes_as_stored && reads_rows(p_.grad)),
-        pixels_at_once_(pixels_at_once()),
+        pixels_at_once_(caches().nearest * 4 / 5 / (panel_columns * static_cast<int64_t>(sizeof(T)))),
         blocks_(divide_up(p_.sweep->cols, pixels_at_once_)) {}
 
   // Items are groups, or whole tiles of one group's columns; every sum in the order of the pixels: any cut gives
@@ -81,16 +83,17 @@ class PointwiseGrad {
   int64_t panels(int64_t group) const { return divide_up(inputs_.count(group), panel_columns); }
   int64_t row_blocks(int64_t group) const { return divide_up(outputs_.count(group), int64_t{max_tile_rows}); }
 
-  // A panel of the input takes four fifths of L1, and the gradient's blocks no more than scratch may.
-  int64_t pixels_at_once() const {
-    constexpr int64_t most_scratch = 896 << 10, fewest = 32, size = sizeof(T);
-    const int64_t fit = caches().nearest * 4 / 5 / (panel_columns * size);
-    const int64_t blocks = grad_lies_ ? fit : most_scratch / (row_blocks(0) * max_tile_rows * size);
-    return larger(smaller(fit, blocks), fewest);
+  // That are finished together.
+  int64_t row_blocks_at_once(int64_t group) const {
+    constexpr int64_t most_scratch = 896 << 10, size = sizeof(T);
+    const int64_t all = row_blocks(group);
+    if (grad_lies_) return all;
+    return divide_up(all, divide_up(all, most_scratch / (max_tile_rows * pixels_at_once_ * size)));
   }
 
   void run_panels(int64_t slice, int64_t group, int64_t first_panel, int64_t end_panel) const {
-    const int64_t blocks_size = grad_lies_ ? 0 : row_blocks(group) * max_tile_rows * pixels_at_once_;
+    const int64_t at_once = row_blocks_at_once(group);
+    const int64_t blocks_size = grad_lies_ ? 0 : at_once * max_tile_rows * pixels_at_once_;
     Workspace space;
     space.plan<T>(pixels_at_once_ * panel_columns);
     space.plan<T>(blocks_size);
@@ -100,12 +103,26 @@ class PointwiseGrad {
     T* blocks = space.take<T>(blocks_size);
     T* edge = space.take<T>(max_tile_rows * panel_columns);
 
-    const int64_t ins = inputs_.count(group);
+    for (int64_t first = 0; first < row_blocks(group); first += at_once) {
+      const RowBlocks part{first, smaller(first + at_once, row_blocks(group))};
+      run_rows(slice, group, part, first_panel, end_panel, rows, blocks, edge);
+    }
+  }
+
+  // Rows of a group's gradient, eight to a block.
+  struct RowBlocks {
+    int64_t begin, end;
+  };
+
+  void run_rows(int64_t slice, int64_t group, const RowBlocks& part, int64_t first_panel, int64_t end_panel,
+                T* rows, T* blocks, T* edge) const {
+    const int64_t ins = inputs_.count(group), first_row = row_of(group, part.begin);
+    const int64_t rows_of_part = row_of(group, part.end - 1) + max_tile_rows - first_row;
     const int64_t units = p_.input.batch * blocks_, end = units * (slice + 1) / p_.slices;
     for (int64_t unit = units * slice / p_.slices; unit < end; ++unit) {
       const Pixels pixels = pixels_of(unit), next = unit + 1 < end ? pixels_of(unit + 1) : Pixels{};
-      if (!grad_lies_) stage_grad(pixels, blocks);
-      RowsAhead next_grad = ahead(p_.grad, next, outputs_.of(group), outputs_.count(group));
+      if (!grad_lies_) stage_grad(pixels, part, blocks);
+      RowsAhead next_grad = ahead(p_.grad, next, outputs_.of(group) + first_row, rows_of_part);
       RowsAhead next_input = ahead(p_.input, next, inputs_.of(group), ins);
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         const Panel here = panel_of(slice, group, panel);
@@ -115,7 +132,7 @@ class PointwiseGrad {
         if (reads_rows(p_.input)) {
           next_input = ahead(p_.input, last ? next : pixels, then.channels, then.width);
         }
-        multiply(pixels, here, blocks, rows, next_input, next_grad, edge);
+        multiply(pixels, here, part, blocks, rows, next_input, next_grad, edge);
       }
     }
   }
@@ -147,8 +164,8 @@ class PointwiseGrad {
     return smaller(block * max_tile_rows, outputs_.count(group) - max_tile_rows);
   }
 
-  // Rows of an image that are far apart, for which the hardware does not look ahead; or a block of pixels that lies
-  // in one piece, in as many pieces.
+  // Rows of an image that are far apart, for which the hardware does not look ahead; or a block of pixels, all channels
+  // of which lie in one piece, in as many pieces.
   struct RowsAhead {
     const Stored* first = nullptr;
     const int32_t* channels = nullptr;
@@ -165,19 +182,20 @@ class PointwiseGrad {
     if (pixels.count == 0) return {};
     const Stored* first = image.at(pixels.n, 0, 0, pixels.begin);
     if (image.stride_w == 1) return {first, channels, image.stride_c, count};
-    return {first, nullptr, pixels.count, image.stride_w == image.channels ? count : 0};
+    const bool one_piece = image.stride_w == image.channels && count == image.channels;
+    return {first, nullptr, pixels.count, one_piece ? count : 0};
   }
 
-  void multiply(const Pixels& pixels, const Panel& panel, const T* blocks, const T* rows,
-                RowsAhead& next_input, RowsAhead& next_grad, T* edge) const {
+  void multiply(const Pixels& pixels, const Panel& panel, const RowBlocks& part, const T* blocks,
+                const T* rows, RowsAhead& next_input, RowsAhead& next_grad, T* edge) const {
     constexpr int64_t lanes = Vec<T>::lanes, tile = tile_vectors(max_tile_rows) * lanes;
     const int64_t ins = inputs_.count(panel.group);
     const int32_t* outs = outputs_.of(panel.group);
     OuterProducts<T> job{};
     job.pixels = pixels.count;
-    for (int64_t block = 0; block < row_blocks(panel.group); ++block) {
+    for (int64_t block = part.begin; block < part.end; ++block) {
       const int64_t row = row_of(panel.group, block), skipped = block * max_tile_rows - row;
-      job.grads[0] = blocks + block * max_tile_rows * pixels.count;
+      job.grads[0] = blocks + (block - part.begin) * max_tile_rows * pixels.count;
       if constexpr (computes_as_stored) {
         for (int r = 0; r < max_tile_rows && grad_lies_; ++r) {
           job.grads[r] = p_.grad.at(pixels.n, outs[row + r], 0, pixels.begin);
@@ -230,12 +248,12 @@ class PointwiseGrad {
     for (int64_t q = 0; q < depth; ++q, rows += panel_columns) prepare_pixel(prologue, rows, rows, columns);
   }
 
-  // One group's gradient, blocks[block][pixel][row]: its pixels are walked once, in the order in which they lie.
-  void stage_grad(const Pixels& pixels, T* blocks) const {
+  // Of one group's gradient, blocks[block][pixel][row]: its pixels are walked once, in the order in which they lie.
+  void stage_grad(const Pixels& pixels, const RowBlocks& part, T* blocks) const {
     const Image<const Stored>& grad = p_.grad;
     const int64_t block_size = pixels.count * max_tile_rows;
     if (reads_rows(grad)) {
-      for (int64_t block = 0; block < row_blocks(0); ++block, blocks += block_size) {
+      for (int64_t block = part.begin; block < part.end; ++block, blocks += block_size) {
         transpose_in(grad.at(pixels.n, row_of(0, block), 0, pixels.begin), grad.stride_c,
                      int64_t{max_tile_rows}, pixels.count, blocks, max_tile_rows);
       }
@@ -243,9 +261,9 @@ class PointwiseGrad {
     }
     for (int64_t q = 0; q < pixels.count; ++q, blocks += max_tile_rows) {
       const Stored* pixel = grad.at(pixels.n, 0, 0, pixels.begin + q);
-      for (int64_t block = 0; block < row_blocks(0); ++block) {
+      T* to = blocks;
+      for (int64_t block = part.begin; block < part.end; ++block, to += block_size) {
         const Stored* from = pixel + row_of(0, block) * grad.stride_c;
-        T* to = blocks + block * block_size;
         if (grad.stride_c == 1) {
           for (int r = 0; r < max_tile_rows; ++r) to[r] = element_of<T>(from[r]);
         } else {

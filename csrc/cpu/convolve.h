@@ -48,6 +48,8 @@ class Convolution {
       most_dests_ = larger(most_dests_, dests_.count(g));
     }
     shared_ = p_.coarse ? groups_ : 0;
+    const int64_t read = p_.source.batch * p_.source.channels * p_.source.height * p_.source.width;
+    fetches_next_ = source_direct_ && 2 * read * static_cast<int64_t>(sizeof(Stored)) >= caches().own;
     if constexpr (computes_as_stored) {
       const int64_t depth = p_.partition->entries() * taps_ / larger(p_.dest.channels, int64_t{1});
       if (dest_direct_ && shared_ == 0) stores_ = stores_to(p_.dest, depth);
@@ -161,6 +163,7 @@ class Convolution {
     space.plan<Operand>(most_columns<Operand> * depth);
     space.plan<Operand>(copies_tiles() ? depth * tile_width<Operand> : 0);
     space.plan<const Operand*>(copies_tiles() ? depth : 0);
+    space.plan<const Operand*>(fetches_next_ ? depth : 0);
     space.plan<T*>(rows);
     space.plan<const T*>(rows);
     space.plan<T>(rows);
@@ -172,6 +175,7 @@ class Convolution {
     Operand* columns = space.take<Operand>(most_columns<Operand> * depth);
     Operand* copy = space.take<Operand>(copies_tiles() ? depth * tile_width<Operand> : 0);
     const Operand** copied = space.take<const Operand*>(copies_tiles() ? depth : 0);
+    const Operand** next = space.take<const Operand*>(fetches_next_ ? depth : 0);
     T** dests = space.take<T*>(rows);
     const T** residuals = space.take<const T*>(rows);
     T* bias = space.take<T>(rows);
@@ -216,6 +220,20 @@ class Convolution {
       return j;
     };
 
+    // As many rows as a group has just read of what is read after it: the next group, or the next image. A list of
+    // channels leads anywhere, so nobody else can guess them.
+    const auto next_rows = [&](int64_t g) -> const Operand* const* {
+      const bool last = g + 1 == groups_;
+      const int64_t image = last ? n + 1 : n, group = last ? 0 : g + 1, count = sources_.count(group);
+      if (!fetches_next_ || tile.col + tile.cols < sweep_.cols || image == p_.source.batch || count == 0)
+        return nullptr;
+      const Operand* first = direct<const Operand>(p_.source, image, Tile{});
+      for (int64_t j = 0; j < job.depth; ++j) {
+        next[j] = first + sources_.of(group)[smaller(j, count - 1)] * p_.source.stride_c;
+      }
+      return next;
+    };
+
     // Where a channel goes that every group makes one of.
     const auto shared_row = [&](int64_t g) {
       if (dest_direct_) return direct<T>(p_.shared, n, tile) + g * p_.shared.stride_c;
@@ -243,6 +261,7 @@ class Convolution {
         stage_channels(gaps, n, {sources_.of(g), sources_.count(g)}, tile, shape, staged, source_distance);
       }
       job.depth = list_taps(g);
+      job.next = next_rows(g);
       job.weight = weights.of(g);
       job.weight_row_stride = weights.dest_step(g);
       list_dests(to, dests_.count(g));
@@ -278,6 +297,7 @@ class Convolution {
           sources[i] = shared_row(i);
           steps[i] = i;
         }
+        job.next = nullptr;
         job.weight = p_.coarse;
         job.depth = job.weight_row_stride = shared_;
         job.accumulate = true;
@@ -311,6 +331,7 @@ class Convolution {
   bool source_direct_, source_whole_, source_flat_;
   bool dest_direct_, dest_whole_, dest_gaps_;  // dest_gaps_: direct, but for the gaps between rows
   bool accumulate_, clear_sums_;
+  bool fetches_next_;  // the source is read where it lies, and that is beyond a core's own cache
   Stores stores_ = Stores::plain;
   int64_t most_sources_ = 0, most_dests_ = 0;
   int64_t staged_, summed_;  // channels that a tile keeps in scratch

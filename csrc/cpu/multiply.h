@@ -32,6 +32,13 @@ constexpr int tile_vectors(int rows) {
   return fit < 8 ? fit : 8;
 }
 
+// The last element of a tile's vector v. What fetches lines asks for that one: of a row that does not begin a line, the
+// line of the first element was the last one of the tile before.
+template <class T>
+constexpr int last_of(int v) {
+  return (v + 1) * Vec<T>::lanes - 1;
+}
+
 // Where a tile finds the source rows: as they lie, or a copy of a tile, which begins at a pixel of theirs.
 template <class T>
 struct TileSources {
@@ -49,8 +56,9 @@ struct Ahead {
   template <int V>
   GROUPCONV_INLINE void fetch(int64_t row) const {
     const T* source = rows[row] + pixel;
+    if (pixel == 0) __builtin_prefetch(source);
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) __builtin_prefetch(source + v * Vec<T>::lanes);
+    for (int v = 0; v < V; ++v) __builtin_prefetch(source + last_of<T>(v));
   }
 };
 
@@ -129,8 +137,10 @@ void multiply_tile(const MultiplyJob<T>& job, const TileSources<T>& where, int64
   if (!Tail && job.stores == Stores::fetched) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
+      const sum_t<T>* dest = job.dests[row + r] + pixel;
+      if (pixel == 0) __builtin_prefetch(dest, 1);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) __builtin_prefetch(job.dests[row + r] + pixel + v * lanes, 1);
+      for (int v = 0; v < V; ++v) __builtin_prefetch(dest + last_of<T>(v), 1);
     }
   }
 

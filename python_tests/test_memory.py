@@ -122,7 +122,7 @@ def check_far_taps() -> None:
 
 
 def check_many_outputs() -> None:
-    """A dense weight gradient in channels_last, whose gradient is brought into another order a part at a time."""
+    """A dense weight gradient in channels_last: its gradient is put in order a part at a time."""
     torch.set_num_threads(1)
     grown = 0.0
     for outputs in (64, 2**16):

@@ -159,7 +159,7 @@ def _batch_chain(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Batched:
 def _register(name: str, batch: Callable[..., Batched]) -> Any:
     if unavailable is not None:
 
-        def refuse(*_: Any) -> Any:
+        def refuse(*_: Any, **__: Any) -> Any:
             raise RuntimeError(f"groupconv::{name} cannot run: {unavailable}")
 
         return refuse
@@ -167,9 +167,9 @@ def _register(name: str, batch: Callable[..., Batched]) -> Any:
     torch.library.register_vmap(f"groupconv::{name}", batch)
     op = getattr(torch.ops.groupconv, name).default
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **named: Any) -> Any:
         try:
-            return op(*args)
+            return op(*args, **named)
         except RuntimeError as error:
             if "out of memory: " not in str(error):
                 raise

@@ -38,11 +38,10 @@ from .functional import conv2d
 from .operations import NATIVE_OPERATIONS, Operations
 from .partition import Partition
 from .reference import activations
-from .window import Window
+from .window import POINTWISE
 
 __all__ = ["chain"]
 
-_POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
 _MOST_STAGES_ON_CUDA = 8
 _MOST_CHANNELS_ON_CUDA = 5120
 """Of what the backward pass keeps of a pixel: its block has memory for one in float64."""
@@ -282,13 +281,13 @@ def _gradients_by_stage(
     hidden = [x]
     stages = list(zip(weights, partitions, strict=True))
     for weight, partition in stages[:-1]:
-        between = convolve(hidden[-1], weight, None, None, partition, _POINTWISE, "none", by)
+        between = convolve(hidden[-1], weight, None, None, partition, POINTWISE, "none", by)
         hidden.append(between)
     size, channels_last = (x.shape[2], x.shape[3]), is_channels_last(x)
     grads = []
     for (weight, partition), read in zip(reversed(stages), reversed(hidden), strict=True):
-        grads.append(weight_grad(grad, read, partition, _POINTWISE, (1, 1), by))
-        grad = input_grad(grad, weight, partition, _POINTWISE, size, channels_last, by)
+        grads.append(weight_grad(grad, read, partition, POINTWISE, (1, 1), by))
+        grad = input_grad(grad, weight, partition, POINTWISE, size, channels_last, by)
     return [grad, *reversed(grads)]
 
 
@@ -350,7 +349,7 @@ def _check_operands(
     bias: torch.Tensor | None,
     partitions: Sequence[Partition],
 ) -> None:
-    _POINTWISE.output_size(x.shape[2], x.shape[3], 1, 1)  # an error for images without pixels
+    POINTWISE.output_size(x.shape[2], x.shape[3], 1, 1)  # an error for images without pixels
     if bias is not None and bias.shape != (partitions[-1].out_channels,):
         raise ValueError(
             f"bias has shape {list(bias.shape)}; expected [{partitions[-1].out_channels}]"

@@ -16,7 +16,7 @@ from torch.utils._pytree import register_constant
 from . import _ops
 from .partition import Partition
 from .reference import activations
-from .window import Window
+from .window import POINTWISE, Window
 
 __all__ = [
     "ACTIVATIONS",
@@ -135,6 +135,10 @@ class NativeOperations:
             _ops.follow_tf32(x)
         table = partition.cpu_table if x.is_cpu else partition.table(x.device)
         code = ACTIVATIONS.index(activation)
+        if before is None and window == POINTWISE:
+            # Every number that is handed over costs 0.15 µs, a tenth of a small call all of them.
+            few = (x, weight, bias, residual, table, partition.out_channels)
+            return _ops.conv2d(*few, activation=code) if code else _ops.conv2d(*few)
         shared = (table, partition.out_channels, *window, code)
         if before is None:
             return _ops.conv2d(x, weight, bias, residual, *shared)

@@ -30,11 +30,9 @@ from .backends.triton import TRITON, TRITON_OPERATIONS, load
 from .functional import conv2d
 from .operations import NATIVE_OPERATIONS, Operations
 from .partition import Partition
-from .window import IntOrPair, Padding, Window, make_window
+from .window import POINTWISE, IntOrPair, Padding, Window, make_window
 
 __all__ = ["TwoLevelPartitions", "two_level_conv2d"]
-
-_POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
 
 
 class TwoLevelPartitions:
@@ -285,16 +283,16 @@ def _spread_grads(
     made = None
     if any(wanted) and not torch.is_grad_enabled():  # nobody differentiates this again
         asked = (*wanted, False)
-        made = by.backward(grad, None, z, columns, spread, _POINTWISE, "none", asked)
+        made = by.backward(grad, None, z, columns, spread, POINTWISE, "none", asked)
     if made is not None:
         by_z, by_columns, _ = made
     else:
         size, last = (z.shape[2], z.shape[3]), is_channels_last(z)
         by_z = by_columns = None
         if need_z:
-            by_z = input_grad(grad, columns, spread, _POINTWISE, size, last, by)
+            by_z = input_grad(grad, columns, spread, POINTWISE, size, last, by)
         if need_coarse:
-            by_columns = weight_grad(grad, z, spread, _POINTWISE, (1, 1), by)
+            by_columns = weight_grad(grad, z, spread, POINTWISE, (1, 1), by)
     return by_z, None if by_columns is None else by_columns.view_as(coarse)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from ._checks import LARGEST
 
-__all__ = ["IntOrPair", "Padding", "Window", "make_window"]
+__all__ = ["POINTWISE", "IntOrPair", "Padding", "Window", "make_window"]
 
 IntOrPair: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = IntOrPair | str
@@ -21,14 +21,14 @@ Padding: TypeAlias = IntOrPair | str
 class Window(NamedTuple):
     """Stride, padding and dilation, in the order in which the native operations take them."""
 
-    stride_h: int
-    stride_w: int
-    pad_top: int
-    pad_bottom: int
-    pad_left: int
-    pad_right: int
-    dilation_h: int
-    dilation_w: int
+    stride_h: int = 1
+    stride_w: int = 1
+    pad_top: int = 0
+    pad_bottom: int = 0
+    pad_left: int = 0
+    pad_right: int = 0
+    dilation_h: int = 1
+    dilation_w: int = 1
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -60,6 +60,10 @@ class Window(NamedTuple):
         return free_h // stride_h + 1, free_w // stride_w + 1
 
 
+POINTWISE = Window()
+"""Every pixel by itself, where the kernel is 1×1."""
+
+
 def make_window(
     kernel_h: int, kernel_w: int, stride: IntOrPair, padding: Padding, dilation: IntOrPair
 ) -> Window:
@@ -72,6 +76,8 @@ def make_window(
         and kernel_h >= 1
         and kernel_w >= 1
     ):
+        if stride == dilation == 1 and padding == 0:
+            return POINTWISE
         return Window(stride, stride, padding, padding, padding, padding, dilation, dilation)
     stride_h, stride_w = _pair("stride", stride, 1)
     dilation_h, dilation_w = _pair("dilation", dilation, 1)

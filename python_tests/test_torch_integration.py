@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,16 @@ def test_opcheck(layout: Layout) -> None:
     )
     entries, kernel = RAGGED.entries, geometry.kernel_size
     opcheck(ops.conv2d_weight_grad.default, (y, x, table, entries, *kernel, *window))
+
+
+@pytest.mark.parametrize("said", [{}, {"activation": 3}], ids=["nothing", "activation"])
+def test_numbers_left_out_are_a_pointwise_window(said: dict[str, int]) -> None:
+    op, table = torch.ops.groupconv.conv2d.default, RAGGED.cpu_table
+    x, weight = torch.randn(2, 9, 5, 6), torch.randn(RAGGED.entries, 1, 1)
+    code = said.get("activation", 0)
+    expected = op(x, weight, None, None, table, 7, 1, 1, 0, 0, 0, 0, 1, 1, code)
+    assert torch.equal(op(x, weight, None, None, table, 7, **said), expected)
+    opcheck(op, (x, weight, None, None, table, 7), said)
 
 
 @each_layout
@@ -213,6 +224,18 @@ def test_vmap(in_dims: tuple[int | None, ...]) -> None:
     for n in range(3):
         one = [batches[i][n] if dim is not None else operands[i] for i, dim in enumerate(in_dims)]
         assert torch.equal(actual[n], convolve(*one))
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)])
+def test_vmap_of_a_pointwise_layer(in_dims: tuple[int | None, ...], activation: str | None) -> None:
+    x, weight = torch.randn(3, 2, 9, 5, 6), torch.randn(3, RAGGED.entries, 1, 1)
+    given = [t if dim == 0 else t[0] for t, dim in zip((x, weight), in_dims, strict=True)]
+    pointwise = partial(gc.conv2d, partition=RAGGED, activation=activation)
+    actual = vmap(pointwise, in_dims)(*given)
+    for n in range(3):
+        one = [t[n] if dim == 0 else t for t, dim in zip(given, in_dims, strict=True)]
+        assert torch.equal(actual[n], pointwise(*one))
 
 
 @each_backend

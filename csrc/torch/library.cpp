@@ -7,8 +7,8 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
   // activation(conv(input) + bias + residual); weight is packed, [entries, kh, kw]
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor table, int out_channels, "
-      "int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, "
-      "int dilation_w, int activation) -> Tensor");
+      "int stride_h=1, int stride_w=1, int pad_top=0, int pad_bottom=0, int pad_left=0, int pad_right=0, "
+      "int dilation_h=1, int dilation_w=1, int activation=0) -> Tensor");
   m.def(
       "conv2d_input_grad(Tensor grad, Tensor weight, Tensor table, int in_channels, int height, int width, "
       "int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, "

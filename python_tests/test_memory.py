@@ -138,6 +138,19 @@ def check_many_outputs() -> None:
     assert grown < result + 2, f"{grown:.1f} MiB, {result:.1f} of the result"
 
 
+def check_large_weights() -> None:
+    """Nobody makes a second copy of 9 MiB of weights for a few pixels of channels_last."""
+    grown = 0.0
+    for channels in (64, 512):
+        partition = Partition.contiguous(channels, channels, 1)
+        weight = torch.randn(partition.entries, 3, 3)
+        x = torch.randn(1, channels, 7, 7).contiguous(memory_format=torch.channels_last)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        gc.conv2d(x, weight, partition=partition, padding=1, backend="native")
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 2 + torch.get_num_threads(), f"{grown:.1f} MiB"
+
+
 def check_exhausted() -> None:
     """A thread without memory says how much it wanted, and the threads stay as they were."""
     torch.set_num_threads(2)
@@ -191,6 +204,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "peak": check_peak,
     "far taps": check_far_taps,
     "many outputs": check_many_outputs,
+    "large weights": check_large_weights,
     "exhausted": check_exhausted,
     "huge pages": check_huge_pages,
 }

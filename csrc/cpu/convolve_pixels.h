@@ -12,6 +12,7 @@
 
 #include "cpu/deep_blocks.h"
 #include "cpu/small_blocks.h"
+#include "cpu/sums_out.h"
 #include "cpu/wide_blocks.h"
 #include "cpu/workspace.h"
 
@@ -21,7 +22,6 @@ namespace {
 template <class Stored, class Blocks>
 class PixelConvolution {
   using T = compute_t<Stored>;
-  using V_ = Vec<T>;
   using Operand = typename Blocks::Operand;
   static constexpr bool computes_as_stored = __is_same(Stored, T);
   static constexpr bool has_planes = requires(const Blocks& blocks) { blocks.wants_planes(); };
@@ -43,20 +43,20 @@ class PixelConvolution {
         sides_(problem),
         source_(p_.source, sweep_, sides_.sources, sides_.groups, Blocks::side_by_side, p_.prologue),
         blocks_(sides_),
-        finish_(p_.activation),
+        sums_out_(p_, blocks_.sums()),
         dest_direct_(computes_as_stored && is_clamp(p_.activation) && blocks_.writes_runs()) {}
 
   void run() {
     bool splits = false;
     if constexpr (has_planes) splits = blocks_.wants_planes() && source_.can_split();
     Workspace shared;
-    shared.plan<int32_t>(p_.dest.channels);
+    sums_out_.plan(shared);
     shared.plan<PixelPlane>(splits ? sides_.groups : 0);
     source_.plan(shared);
     blocks_.plan(shared);
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
-    places_ = shared.take<int32_t>(p_.dest.channels);
+    sums_out_.open(shared);
     PixelPlane* planes = shared.take<PixelPlane>(splits ? sides_.groups : 0);
     source_.open(shared);
 
@@ -70,12 +70,11 @@ class PixelConvolution {
       strip_rows_ = tiling.tile_rows;
       strip_cols_ = tiling.tile_cols;
       if (!dest_direct_) {
-        const int64_t pixels = strip_bytes / (static_cast<int64_t>(sizeof(T)) * sums_distance());
+        const int64_t pixels = strip_bytes / (static_cast<int64_t>(sizeof(T)) * sums_out_.distance());
         strip_rows_ = larger(pixels / strip_cols_, int64_t{1});
       }
     }
-    for (int64_t c = 0; c < p_.dest.channels; ++c) places_[c] = static_cast<int32_t>(blocks_.sums());
-    blocks_.prepare(shared, source_, dest_direct_, places_);
+    blocks_.prepare(shared, source_, dest_direct_, sums_out_.places());
     for_each_item(p_.threads, p_.dest.batch * tiling.count, [&](int64_t item) {
       run_tile(item / tiling.count, tiling.tile(sweep_, item % tiling.count));
     });
@@ -85,9 +84,9 @@ class PixelConvolution {
   static constexpr int64_t strip_bytes = 128 << 10;
 
   void run_tile(int64_t n, const Tile& tile) const {
-    const int64_t sums_size =
-        dest_direct_ ? 0
-                     : smaller(strip_rows_, tile.rows) * smaller(strip_cols_, tile.cols) * sums_distance();
+    const int64_t sums_size = dest_direct_ ? 0
+                                           : smaller(strip_rows_, tile.rows) *
+                                                 smaller(strip_cols_, tile.cols) * sums_out_.distance();
     Workspace space;
     space.plan<Operand>(source_.staged_size(tile));
     space.plan<T>(sums_size);
@@ -117,9 +116,9 @@ class PixelConvolution {
     const int64_t dest_row = sweep_.dest_step_h * p_.dest.stride_h;
 
     PixelRun<Operand> run{};
-    run.dest_stride = dest_direct_ ? dest_pixel : sums_distance();
-    run.low = finish_.range.low;
-    run.high = finish_.range.high;
+    run.dest_stride = dest_direct_ ? dest_pixel : sums_out_.distance();
+    run.low = sums_out_.finish().range.low;
+    run.high = sums_out_.finish().range.high;
     for (int64_t b = 0; b < blocks_.count(); ++b) {
       int64_t group = 0;
       if constexpr (has_planes) group = blocks_.group(b);
@@ -128,7 +127,7 @@ class PixelConvolution {
       run.pixels = strip.cols;
       for (int64_t row = 0; row < strip.rows; ++row) {
         run.source = source + plane.start + (strip.row + row) * plane.row + strip.col * plane.pixel;
-        run.dest = sums + row * strip.cols * sums_distance();
+        run.dest = sums + row * strip.cols * sums_out_.distance();
         if constexpr (computes_as_stored) {
           if (dest_direct_) {
             run.dest = dest + row * dest_row;
@@ -143,43 +142,19 @@ class PixelConvolution {
     for (int64_t row = 0; row < strip.rows; ++row) {
       for (int64_t col = 0; col < strip.cols; ++col) {
         const int64_t at = row * dest_row + col * dest_pixel;
-        permute_out(sums + (row * strip.cols + col) * sums_distance(), residual ? residual + at : nullptr,
-                    dest + at, line);
+        sums_out_.permute(sums + (row * strip.cols + col) * sums_out_.distance(),
+                          residual ? residual + at : nullptr, dest + at, line);
       }
     }
   }
-
-  // One pixel's sums from the groups' order to the image's.
-  void permute_out(T* sums, const Stored* residual, Stored* dest, T* line) const {
-    sums[blocks_.sums()] = T(0);  // where channels that no group writes are found
-    const auto to_line = [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
-      V_::gather(sums, places_ + c, mask).store(line + c, mask);
-    };
-    if constexpr (in_vectors<Stored>) {
-      if (is_clamp(p_.activation)) {
-        const V_ low = V_::broadcast(finish_.range.low), high = V_::broadcast(finish_.range.high);
-        return for_each_vector<T>(p_.dest.channels, [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
-          V_ sum = V_::gather(sums, places_ + c, mask);
-          if (residual) sum = sum + V_::load(residual + c, mask);
-          clamp(low, high, sum).store(dest + c, mask);
-        });
-      }
-    }
-    for_each_vector<T>(p_.dest.channels, to_line);
-    finish_run(finish_, line, 1, residual, dest, 1, p_.dest.channels);
-  }
-
-  // From one pixel's sums to the next's; a zero follows each.
-  int64_t sums_distance() const { return row_distance<T>(blocks_.sums() + 1); }
 
   const ConvolveProblem<Stored>& p_;
   const Sweep& sweep_;
   Sides<Stored> sides_;
   PixelSource<Stored, Operand> source_;
   Blocks blocks_;
-  Finish<T> finish_;
+  SumsOut<Stored> sums_out_;
   bool dest_direct_;
-  int32_t* places_ = nullptr;                // of each destination channel among a pixel's sums
   int64_t strip_rows_ = 0, strip_cols_ = 0;  // pixels that all blocks take before the next are begun
 };
 

@@ -59,12 +59,21 @@ void multiply_pixels(const PixelTile<T>& tile) {
 
   const T* weight = tile.weight;
   const T* const source = tile.source;
-  const int64_t* const offsets = tile.offsets;
+  // With few registers the loop is so short that counting up to zero, without a comparison, shows; elsewhere the
+  // compiler makes worse of it.
+  constexpr bool up_to_zero = vector_registers == 16 && W == 1;
+  const int64_t begin = up_to_zero ? -tile.depth : 0, end = begin + tile.depth;
+  const int64_t* const offsets = tile.offsets - begin;
   const Strides strides(tile.pixel_stride * static_cast<int64_t>(sizeof(T)));
-  for (int64_t j = 0; j < tile.depth; j += W, weight += W * width) {
+  for (int64_t j = begin; j < end; j += W, weight += W * width) {
     const T* from = source + offsets[j];
-    const T* beyond = strides.at(from, 8);
-    asm("" : "+r"(from), "+r"(beyond));  // two pointers; else the compiler keeps a distance for each pixel
+    const T* beyond = from;
+    if constexpr (P + W - 1 > 8) {
+      beyond = strides.at(from, 8);
+      asm("" : "+r"(from), "+r"(beyond));  // two pointers; else the compiler keeps a distance for each pixel
+    } else {
+      asm("" : "+r"(from));
+    }
     V_ w[W][V];
 #pragma GCC unroll 3
     for (int t = 0; t < W; ++t) {

@@ -182,6 +182,12 @@ class PixelSource {
     prologue_ = {scale, shift, prologue_.relu};
   }
 
+  // Before anything else: a copy is wanted even where the image could be read as it lies.
+  void copy() {
+    direct_ = as_it_lies_ = false;
+    staged_ = reads_;
+    pixel_ = row_distance<Operand>(staged_);
+  }
   bool direct() const { return direct_; }
   // Groups can have planes of their own: pixels are copied anyway, in the groups' order.
   bool can_split() const { return per_read == 1 && !direct_ && !as_it_lies_; }
@@ -211,7 +217,7 @@ class PixelSource {
   const PixelPlane& plane(int64_t group) const { return planes_ ? planes_[group] : shared_; }
   int64_t staged_size(const Tile& tile) const {
     if (planes_) return size_;
-    return direct_ ? 0 : ((tile.rows - 1) * sweep_.source_step_h + reach_.rows()) * row_;
+    return direct_ ? 0 : rows(tile) * row_;
   }
 
   // From one lattice pixel, or row of them, to the next.
@@ -239,11 +245,17 @@ class PixelSource {
             image_.at(n, 0, tile.row * sweep_.source_step_h, tile.col * sweep_.source_step_w));
       }
     }
-    const int64_t rows = (tile.rows - 1) * sweep_.source_step_h + reach_.rows();
+    stage_rows(n, tile, 0, rows(tile), scratch);
+    return scratch;
+  }
+
+  // Source rows that a tile reads, and so many of them copied to where the tile is staged.
+  int64_t rows(const Tile& tile) const { return (tile.rows - 1) * sweep_.source_step_h + reach_.rows(); }
+  void stage_rows(int64_t n, const Tile& tile, int64_t begin, int64_t end, Operand* scratch) const {
     const int64_t cols = (tile.cols - 1) * sweep_.source_step_w + reach_.cols();
     const int64_t top = tile.row * sweep_.source_step_h + reach_.top;
     const int64_t left = tile.col * sweep_.source_step_w + reach_.left;
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t row = begin; row < end; ++row) {
       if (planes_) {
         split_row(n, top + row, left, cols, row, scratch);
         continue;
@@ -252,7 +264,6 @@ class PixelSource {
         stage_pixel(pixel_at(n, top + row, left + col), scratch + row * row_ + col * pixel_);
       }
     }
-    return scratch;
   }
 
  private:

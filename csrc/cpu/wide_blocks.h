@@ -17,12 +17,12 @@ class WideBlocks {
   static constexpr int64_t lanes = Vec<T>::lanes;
 
   struct Block {
-    const X* weight;
+    const X* weight;  // packed, or null
     const T* bias;
     const int64_t* offsets;
-    int64_t depth, channels;
-    int64_t group;
-    int64_t dest;  // first channel: of the image, or among the sums
+    int64_t depth, channels, width;
+    int64_t group, first;  // of its channels
+    int64_t dest;          // first channel: of the image, or among the sums
   };
 
  public:
@@ -56,8 +56,9 @@ class WideBlocks {
 
   bool writes_runs() const { return writes_neighbours(sides_); }
 
-  void plan(Workspace& shared) const {
-    shared.plan<X>(weights_);
+  // Weights are packed beforehand, or by whoever runs a block.
+  void plan(Workspace& shared, bool packed = true) const {
+    shared.plan<X>(packed ? weights_ : 0);
     shared.plan<T>(sums_);
     shared.plan<int64_t>(reads_ * sides_.taps);
     shared.plan<int64_t>(sides_.taps);
@@ -65,9 +66,9 @@ class WideBlocks {
   }
 
   // Tells in `places` where each destination channel is found among the sums.
-  void prepare(Workspace& shared, const PixelSource<Stored, X>& source, bool dest_direct, int32_t* places) {
-    const Weights<Stored, X> unpacked(sides_);
-    X* weights = shared.take<X>(weights_);
+  void prepare(Workspace& shared, const PixelSource<Stored, X>& source, bool dest_direct, int32_t* places,
+               bool packed = true) {
+    X* weights = shared.take<X>(packed ? weights_ : 0);
     T* bias = shared.take<T>(sums_);
     int64_t* offsets = shared.take<int64_t>(reads_ * sides_.taps);
     int64_t* at_tap = shared.take<int64_t>(sides_.taps);
@@ -84,26 +85,34 @@ class WideBlocks {
       }
       for_each_lane_block<T>(sides_.dests.count(g), [&](int64_t first, int64_t channels, int64_t width) {
         const int32_t* to = sides_.dests.of(g) + first;
-        *block++ = {weights, bias, offsets, depth, channels, g, dest_direct ? to[0] : sum};
+        *block++ = {nullptr, bias, offsets, depth, channels, width, g, first, dest_direct ? to[0] : sum};
         for (int64_t r = 0; r < channels; ++r) places[to[r]] = static_cast<int32_t>(sum + r);
         for (int64_t r = 0; r < width; ++r) bias[r] = r < channels ? sides_.bias(to[r]) : T(0);
-        pack(unpacked, g, first, channels, width, weights);
-        weights += width * depth;
         bias += width;
         sum += width;
       });
       offsets += depth;
     }
+    if (!packed) return;
+    const Weights<Stored, X> unpacked(sides_);
+    for (int64_t b = 0; b < count_; weights += packed_size(b), ++b) {
+      pack(unpacked, b, weights);
+      blocks_[b].weight = weights;
+    }
   }
 
-  void run(int64_t index, const PixelRun<X>& run) const {
+  int64_t packed_size(int64_t index) const { return blocks_[index].depth * blocks_[index].width; }
+  void pack(int64_t index, X* weights) const { pack(Weights<Stored, X>(sides_), index, weights); }
+
+  void run(int64_t index, const PixelRun<X>& run) const { this->run(index, blocks_[index].weight, run); }
+  void run(int64_t index, const X* weight, const PixelRun<X>& run) const {
     const Block& block = blocks_[index];
     PixelTile<X> tile;
     tile.source = run.source;
     tile.pixel_stride = run.pixel_stride;
     tile.offsets = block.offsets;
     tile.depth = block.depth;
-    tile.weight = block.weight;
+    tile.weight = weight;
     tile.bias = block.bias;
     tile.dest = run.dest + block.dest;
     tile.dest_stride = run.dest_stride;
@@ -130,13 +139,13 @@ class WideBlocks {
   }
 
   // weights[j · width + r], zero where no channel is.
-  void pack(const Weights<Stored, X>& unpacked, int64_t group, int64_t first, int64_t channels, int64_t width,
-            X* weights) const {
-    const int64_t row = unpacked.dest_step(group);
+  void pack(const Weights<Stored, X>& unpacked, int64_t index, X* weights) const {
+    const Block& block = blocks_[index];
+    const int64_t row = unpacked.dest_step(block.group);
     pack_lanes(
-        unpacked.of(group) + first * row, row, unpacked.source_step(group),
-        operands_for<X>(sides_.sources.count(group)), sides_.taps, sides_.problem.window_area,
-        [&](int64_t t) { return tap(t).weight; }, channels, width, weights);
+        unpacked.of(block.group) + block.first * row, row, unpacked.source_step(block.group),
+        operands_for<X>(sides_.sources.count(block.group)), sides_.taps, sides_.problem.window_area,
+        [&](int64_t t) { return tap(t).weight; }, block.channels, block.width, weights);
   }
 
   const Sides<Stored>& sides_;

@@ -1,0 +1,86 @@
+"""channels_last with weights that do not stay in cache: a block is packed once for all pixels."""
+
+import pytest
+import torch
+from helpers import (
+    DTYPES,
+    ISAS,
+    LAYOUTS,
+    NATIVE,
+    Geometry,
+    check_convolution,
+    forced_isa,
+    needs_native,
+    tensors,
+    window_of,
+)
+
+from groupconv_ext import Partition
+
+pytestmark = [needs_native, pytest.mark.native]
+
+WINDOW = Geometry((7, 6), (3, 3), padding=(1, 1, 1, 1))
+CASES = {
+    "3×3": (Partition.random(256, 256, 2, seed=0), WINDOW),
+    "3×3 in order": (Partition.contiguous(256, 256, 2), WINDOW),
+    "3×3 stride 2": (
+        Partition.random(256, 256, 2, seed=0),
+        Geometry((9, 8), (3, 3), (2, 2), (1, 1, 1, 1)),
+    ),
+    "3×3 uneven": (Partition.random(300, 330, 3, seed=1, uneven=True), WINDOW),
+    "2×2 dilated": (
+        Partition.random(512, 256, 1, seed=0),
+        Geometry((8, 7), (2, 2), padding=(1, 1, 1, 1), dilation=(2, 1)),
+    ),
+    "1×1 dense": (Partition.contiguous(512, 1024, 1), Geometry((7, 7))),
+    "1×1 stride 2": (Partition.random(1024, 1024, 2, seed=0), Geometry((11, 13), stride=(2, 2))),
+}
+channels_last = LAYOUTS["channels_last"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_all_passes(case: str, dtype: torch.dtype, isa: str) -> None:
+    partition, geometry = CASES[case]
+    x, weight, bias = tensors(partition, geometry, dtype=dtype)
+    with forced_isa(isa):
+        check_convolution(
+            partition, geometry, channels_last(x), weight, bias, grad_layout=channels_last
+        )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ["3×3", "3×3 in order"])
+def test_epilogue(case: str, dtype: torch.dtype, isa: str) -> None:
+    partition, geometry = CASES[case]
+    x, weight, bias = tensors(partition, geometry, dtype=dtype)
+    residual = channels_last(torch.randn(2, partition.out_channels, *geometry.input_size).to(dtype))
+    with forced_isa(isa):
+        check_convolution(
+            partition, geometry, channels_last(x), weight, bias, residual, "relu", channels_last
+        )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_bits_on_any_threads_and_in_any_batch(case: str, isa: str) -> None:
+    partition, geometry = CASES[case]
+    x, weight, bias = tensors(partition, geometry, batch=5, dtype=torch.float32)
+    x = channels_last(x)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return NATIVE.convolve(x, weight, bias, None, partition, window_of(geometry), "none")
+
+    threads = torch.get_num_threads()
+    try:
+        with forced_isa(isa):
+            torch.set_num_threads(1)
+            alone = call(x)
+            assert torch.equal(call(x[1:4]), alone[1:4])
+            for count in (2, 3):
+                torch.set_num_threads(count)
+                assert torch.equal(call(x), alone)
+    finally:
+        torch.set_num_threads(threads)

@@ -12,13 +12,13 @@ import torch
 from helpers import GEOMETRIES, PARTITIONS, check_convolution, needs_native, tensors
 
 import groupconv_ext as gc
-from groupconv_ext import Partition, backends, reference
+from groupconv_ext import Partition, _ops, backends, reference
 from groupconv_ext.backends import Backend, Call
 from groupconv_ext.backends.aten import ATEN
 from groupconv_ext.backends.dense import DENSE
 from groupconv_ext.backends.native import NATIVE
 from groupconv_ext.backends.oracle import REFERENCE
-from groupconv_ext.backends.triton import TRITON
+from groupconv_ext.backends.triton import TRITON, availability
 
 ALL = (pytest.param(NATIVE, marks=needs_native, id="native"), ATEN, DENSE, REFERENCE)
 
@@ -108,6 +108,24 @@ def test_an_unknown_name() -> None:
 def test_native_says_why_not(call: Call, reason: str) -> None:
     with pytest.raises(backends.BackendError, match=f"'native' cannot run here: it .*{reason}"):
         backends.choose("native", call)
+
+
+@needs_native
+def test_an_old_gpu_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ops, "has_cuda_kernels", True)
+    monkeypatch.setattr(availability, "_HAVE_TRITON", True)
+    monkeypatch.setattr(availability, "INTERPRETED", False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    call = Call("cuda", torch.float32, True)
+    for name in ("native", "triton"):
+        with pytest.raises(backends.BackendError, match=r"compute capability 8\.0 .* has 7\.5"):
+            backends.choose(name, call)
+    assert [backend.name for backend in backends._capable(call)] == ["aten", "dense"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (12, 0))
+    names = [backend.name for backend in backends._capable(call)]
+    assert names == ["native", "triton", "aten", "dense"]
 
 
 @needs_native

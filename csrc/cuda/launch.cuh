@@ -10,7 +10,11 @@
 
 namespace groupconv::cuda {
 
-constexpr int64_t most_blocks = 1 << 14;
+// The tests have few blocks, so that each takes several pieces.
+#ifndef GROUPCONV_MOST_BLOCKS
+#define GROUPCONV_MOST_BLOCKS (1 << 14)
+#endif
+constexpr int64_t most_blocks = GROUPCONV_MOST_BLOCKS;
 
 // a · b, or most_blocks where that is more; the product itself may not fit.
 inline int64_t blocks_for(int64_t a, int64_t b) {

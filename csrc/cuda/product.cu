@@ -39,12 +39,12 @@ namespace {
 // H100 has multiprocessors.
 int64_t wgmma_rows(Element element, const PlanProblem& partition, int64_t window_area, int64_t pixels) {
   if (element != Element::f16 && element != Element::bf16) return 0;
-  constexpr int64_t multiprocessors = 132;
+  constexpr int64_t multiprocessors = 132, enough_taps = 1 << 14;  // for any tile, and few enough to multiply
   const int64_t rows = std::max<int64_t>(partition.row_channels(), 1);
   const int64_t sources = std::max<int64_t>(partition.source_channels(), 1);
   // On average, as below: of a row, and of a source.
   const int64_t depth = partition.entries / rows, width = partition.entries / sources;
-  const int64_t chunks = (depth + wgmma_depth - 1) / wgmma_depth * std::min(window_area, most_blocks);
+  const int64_t chunks = (depth + wgmma_depth - 1) / wgmma_depth * std::min(window_area, enough_taps);
   const int64_t pixel_tiles = pixels / wgmma_pixels;
   const auto pays = [&](int64_t tile_rows, int64_t weight_chunks) {
     return width >= tile_rows - wgmma_depth / 2 && chunks <= weight_chunks &&

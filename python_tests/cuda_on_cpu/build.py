@@ -28,6 +28,7 @@ def build(folder: Path) -> Path:
     torch_folder = Path(torch.__file__).parent
     flags = ["-std=c++20", "-O1", "-fPIC", "-w", "-fvisibility=hidden", f"-Dgroupconv={NAMESPACE}"]
     flags += ["-DGROUPCONV_CUDA_KEY=CPU", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    flags += ["-DGROUPCONV_MOST_BLOCKS=3"]
     flags += ["-I", str(HERE), "-I", str(CSRC), "-isystem", str(torch_folder / "include")]
     # The address sanitizer has to be in the process before python is: `make sanitize` does that.
     sanitized = "libasan" in os.environ.get("LD_PRELOAD", "")

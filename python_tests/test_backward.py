@@ -4,6 +4,7 @@ Those are held to the reference elsewhere; here the clamp that is undone, the bi
 the gradient may come in, and the pass that makes all three gradients of a pointwise convolution.
 """
 
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -136,8 +137,8 @@ def test_every_partition(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_and_type(isa: str, dtype: torch.dtype, layout: Layout) -> None:
-    partition = Partition.random(40, 56, 4, seed=1)
-    for clamp in CLAMPS:
+    narrow, wide = Partition.random(40, 56, 4, seed=1), Partition.random(70, 100, 2, seed=1)
+    for partition, clamp in itertools.product((narrow, wide), CLAMPS):
         with forced_isa(isa):
             assert_as_expected(problem(partition, POINTWISE, clamp, layout, dtype))
 
@@ -182,8 +183,9 @@ def test_few_images(size: tuple[int, int], batch: int) -> None:
 
 
 @each_format
-def test_bits_do_not_depend_on_threads(layout: Layout) -> None:
-    partition = Partition.random(64, 64, 4, seed=2)
+@pytest.mark.parametrize("channels", [64, 160])
+def test_bits_do_not_depend_on_threads(channels: int, layout: Layout) -> None:
+    partition = Partition.random(channels, channels, 4, seed=2)
     before = torch.get_num_threads()
     for geometry in (Geometry((40, 40)), Geometry((20, 20), (3, 3), padding=(1, 1, 1, 1))):
         given = problem(partition, geometry, "relu", layout)

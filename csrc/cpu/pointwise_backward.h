@@ -1,12 +1,14 @@
 // Backward of a pointwise convolution over rows of pixels: the gradients of input, weight and bias while a
 // tile of the output's gradient is in L2, so that it comes from memory once, and its clamp is undone on the
 // way. A group is a work item: the rows that it needs of both gradients and of the input fit the L2 together.
-// Rows are read where they lie, but for those whose clamp has to be undone.
+// Rows are read where they lie, but for those whose clamp has to be undone. The weight's gradient of groups that are
+// wide enough is a sum of outer products, which read less from L2; of others it is made by correlate_rows.
 #pragma once
 
 #include "cpu/correlate.h"
 #include "cpu/epilogue_grad.h"
 #include "cpu/multiply.h"
+#include "cpu/pointwise_grad.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -22,7 +24,10 @@ class PointwiseBackward {
         pixels_(p_.grad.width),
         clamp_(p_.activation),
         stores_(
-            stores_to(p_.input_grad, p_.partition->entries() / larger(p_.input_grad.channels, int64_t{1}))) {}
+            stores_to(p_.input_grad, p_.partition->entries() / larger(p_.input_grad.channels, int64_t{1}))),
+        adds_products_(PointwiseGrad<T>::suits_rows(*p_.partition, p_.input, p_.grad)),
+        weight_problem_(of_weight(p_)),
+        products_(weight_problem_) {}
 
   void run() const {
     for_each_item(p_.threads, p_.slices * p_.partition->groups,
@@ -34,6 +39,16 @@ class PointwiseBackward {
   struct Tile {
     int64_t image, pixel, pixels;
   };
+
+  static WeightGradProblem<T> of_weight(const PointwiseBackwardProblem<T>& problem) {
+    WeightGradProblem<T> weight;
+    weight.input = problem.input;
+    weight.grad = problem.grad;
+    weight.weight_grad = problem.weight_grad;
+    weight.slices = problem.slices;
+    weight.partition = problem.partition;
+    return weight;
+  }
 
   void run_group(int64_t slice, int64_t group) const {
     constexpr int64_t unit = tile_vectors(max_tile_rows) * Vec<T>::lanes;
@@ -60,6 +75,7 @@ class PointwiseBackward {
     space.plan<int64_t>(outs);
     space.plan<T>(most_columns<T> * outs);
     space.plan<T*>(ins);
+    if (adds_products_) products_.plan(space, group);
     space.open();
     T* unclamped = space.take<T>(outs * distance);
     const T** inputs = space.take<const T*>(ins);
@@ -79,17 +95,11 @@ class PointwiseBackward {
       input_steps[i] = i;
     }
 
-    CorrelateJob<T> to_weight{};
-    to_weight.grads = grads;
-    to_weight.sources = inputs;
-    to_weight.steps = input_steps;
-    to_weight.weight_grad =
-        p_.weight_grad + slice * p_.partition->entries() + p_.partition->weight_offsets[group];
-    to_weight.weight_row_stride = ins;
-    to_weight.rows = outs;
-    to_weight.depth = ins;
-    to_weight.length = tile.pixels;
-    correlate_rows(to_weight);
+    if (adds_products_) {
+      products_.add(slice, group, {tile.image, tile.pixel, tile.pixels}, grads, products_.take(space, group));
+    } else {
+      correlate(slice, group, grads, inputs, input_steps, tile.pixels);
+    }
 
     MultiplyJob<T> to_input{};
     to_input.sources = grads;
@@ -104,6 +114,21 @@ class PointwiseBackward {
     to_input.stores = stores_;
     multiply_rows(to_input);
     finish_stores(stores_);
+  }
+
+  void correlate(int64_t slice, int64_t group, const T* const* grads, const T* const* inputs,
+                 const int64_t* steps, int64_t pixels) const {
+    CorrelateJob<T> to_weight{};
+    to_weight.grads = grads;
+    to_weight.sources = inputs;
+    to_weight.steps = steps;
+    to_weight.weight_grad =
+        p_.weight_grad + slice * p_.partition->entries() + p_.partition->weight_offsets[group];
+    to_weight.weight_row_stride = inputs_.count(group);
+    to_weight.rows = outputs_.count(group);
+    to_weight.depth = inputs_.count(group);
+    to_weight.length = pixels;
+    correlate_rows(to_weight);
   }
 
   // One channel of the gradient under the clamp, and its part of the bias's gradient.
@@ -128,6 +153,9 @@ class PointwiseBackward {
   int64_t pixels_;
   ClampGrad<T> clamp_;
   Stores stores_;
+  bool adds_products_;
+  WeightGradProblem<T> weight_problem_;
+  PointwiseGrad<T> products_;
 };
 
 // Only of what is stored in the type that is computed in: rows are read where they lie.

@@ -28,7 +28,7 @@ class PointwiseGrad {
 
  public:
   static bool suits(const WeightGradProblem<Stored>& p) {
-    constexpr int64_t least_channels = 64, least_width = 32, least_pixels = 32;
+    constexpr int64_t least_channels = 64, least_pixels = 32;
     const PartitionView& partition = *p.partition;
     const bool images = p.sweep->pointwise() && p.sweep->rows == 1 && p.sweep->cols >= least_pixels &&
                         p.input.height == 1 && p.grad.height == 1 && p.input.width == p.sweep->cols &&
@@ -40,11 +40,17 @@ class PointwiseGrad {
              counts_up(partition.inputs, partition.in_channels) &&
              counts_up(partition.outputs, partition.out_channels);
     }
+    return computes_as_stored && !p.prologue && suits_rows(partition, p.input, p.grad);
+  }
+
+  static bool suits_rows(const PartitionView& partition, const Image<const Stored>& input,
+                         const Image<const Stored>& grad) {
+    constexpr int64_t least_width = 32;
+    if (!reads_rows(input) || !reads_rows(grad)) return false;
     for (int64_t g = 0; g < partition.groups; ++g) {
       if (partition.outputs.count(g) < max_tile_rows) return false;
     }
-    return computes_as_stored && !p.prologue && reads_rows(p.input) && reads_rows(p.grad) &&
-           partition.entries() >= least_width * partition.inputs.offsets[partition.groups] &&
+    return partition.entries() >= least_width * partition.inputs.offsets[partition.groups] &&
            partition.entries() >= least_width * partition.outputs.offsets[partition.groups];
   }
 
@@ -54,7 +60,7 @@ class PointwiseGrad {
         outputs_(p_.partition->outputs),
         grad_lies_(computes_as_stored && reads_rows(p_.grad)),
         pixels_at_once_(caches().nearest * 4 / 5 / (panel_columns * static_cast<int64_t>(sizeof(T)))),
-        blocks_(divide_up(p_.sweep->cols, pixels_at_once_)) {}
+        blocks_(divide_up(p_.input.width, pixels_at_once_)) {}
 
   // Items are groups, or whole tiles of one group's columns; every sum in the order of the pixels: any cut gives
   // the same bits.
@@ -66,6 +72,38 @@ class PointwiseGrad {
       const int64_t cut = item % cuts, group = item / cuts % groups;
       run_panels(item / cuts / groups, group, panels(group) * cut / cuts, panels(group) * (cut + 1) / cuts);
     });
+  }
+
+  // Neighbouring pixels of an image.
+  struct Pixels {
+    int64_t n, begin, count;
+  };
+
+  // Of one group, or of any.
+  struct Scratch {
+    T *rows, *blocks, *edge;
+  };
+  void plan(Workspace& space, int64_t group) const {
+    space.plan<T>(pixels_at_once_ * panel_columns);
+    space.plan<T>(blocks_size(group));
+    space.plan<T>(max_tile_rows * panel_columns);
+  }
+  Scratch take(Workspace& space, int64_t group) const {
+    return {space.take<T>(pixels_at_once_ * panel_columns), space.take<T>(blocks_size(group)),
+            space.take<T>(max_tile_rows * panel_columns)};
+  }
+
+  // What some pixels add to a group's part, for whoever goes over the images himself. `grads`: the group's rows of the
+  // gradient, at the first of them.
+  void add(int64_t slice, int64_t group, const Pixels& pixels, const T* const* grads,
+           const Scratch& scratch) const {
+    const int64_t blocks = divide_up(pixels.count, pixels_at_once_);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const Pixels part = part_of(pixels, b, blocks);
+      const Pixels next = b + 1 < blocks ? part_of(pixels, b + 1, blocks) : Pixels{};
+      add_block(slice, group, 0, panels(group),
+                {part, {0, row_blocks(group)}, grads, part.begin - pixels.begin}, next, {}, scratch);
+    }
   }
 
  private:
@@ -91,22 +129,8 @@ class PointwiseGrad {
     return divide_up(all, divide_up(all, most_scratch / (max_tile_rows * pixels_at_once_ * size)));
   }
 
-  void run_panels(int64_t slice, int64_t group, int64_t first_panel, int64_t end_panel) const {
-    const int64_t at_once = row_blocks_at_once(group);
-    const int64_t blocks_size = grad_lies_ ? 0 : at_once * max_tile_rows * pixels_at_once_;
-    Workspace space;
-    space.plan<T>(pixels_at_once_ * panel_columns);
-    space.plan<T>(blocks_size);
-    space.plan<T>(max_tile_rows * panel_columns);
-    space.open();
-    T* rows = space.take<T>(pixels_at_once_ * panel_columns);
-    T* blocks = space.take<T>(blocks_size);
-    T* edge = space.take<T>(max_tile_rows * panel_columns);
-
-    for (int64_t first = 0; first < row_blocks(group); first += at_once) {
-      const RowBlocks part{first, smaller(first + at_once, row_blocks(group))};
-      run_rows(slice, group, part, first_panel, end_panel, rows, blocks, edge);
-    }
+  int64_t blocks_size(int64_t group) const {
+    return grad_lies_ ? 0 : row_blocks_at_once(group) * max_tile_rows * pixels_at_once_;
   }
 
   // Rows of a group's gradient, eight to a block.
@@ -114,37 +138,45 @@ class PointwiseGrad {
     int64_t begin, end;
   };
 
+  // Pixels that are staged together, and rows of their gradient. `grads`: all of the group's, of which the first
+  // `before` pixels are others', or null: those of the image.
+  struct Block {
+    Pixels pixels;
+    RowBlocks part;
+    const T* const* grads = nullptr;
+    int64_t before = 0;
+  };
+  static Pixels part_of(const Pixels& all, int64_t part, int64_t parts) {
+    const int64_t begin = all.count * part / parts, end = all.count * (part + 1) / parts;
+    return {all.n, all.begin + begin, end - begin};
+  }
+  Pixels pixels_of(int64_t unit) const {
+    return part_of({unit / blocks_, 0, p_.input.width}, unit % blocks_, blocks_);
+  }
+
+  void run_panels(int64_t slice, int64_t group, int64_t first_panel, int64_t end_panel) const {
+    Workspace space;
+    plan(space, group);
+    space.open();
+    const Scratch scratch = take(space, group);
+    const int64_t at_once = row_blocks_at_once(group);
+    for (int64_t first = 0; first < row_blocks(group); first += at_once) {
+      const RowBlocks part{first, smaller(first + at_once, row_blocks(group))};
+      run_rows(slice, group, part, first_panel, end_panel, scratch);
+    }
+  }
+
   void run_rows(int64_t slice, int64_t group, const RowBlocks& part, int64_t first_panel, int64_t end_panel,
-                T* rows, T* blocks, T* edge) const {
-    const int64_t ins = inputs_.count(group), first_row = row_of(group, part.begin);
+                const Scratch& scratch) const {
+    const int64_t first_row = row_of(group, part.begin);
     const int64_t rows_of_part = row_of(group, part.end - 1) + max_tile_rows - first_row;
     const int64_t units = p_.input.batch * blocks_, end = units * (slice + 1) / p_.slices;
     for (int64_t unit = units * slice / p_.slices; unit < end; ++unit) {
       const Pixels pixels = pixels_of(unit), next = unit + 1 < end ? pixels_of(unit + 1) : Pixels{};
-      if (!grad_lies_) stage_grad(pixels, part, blocks);
-      RowsAhead next_grad = ahead(p_.grad, next, outputs_.of(group) + first_row, rows_of_part);
-      RowsAhead next_input = ahead(p_.input, next, inputs_.of(group), ins);
-      for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-        const Panel here = panel_of(slice, group, panel);
-        const bool last = panel + 1 == end_panel;
-        const Panel then = panel_of(slice, group, last ? first_panel : panel + 1);
-        stage_input(pixels, here, rows);
-        if (reads_rows(p_.input)) {
-          next_input = ahead(p_.input, last ? next : pixels, then.channels, then.width);
-        }
-        multiply(pixels, here, part, blocks, rows, next_input, next_grad, edge);
-      }
+      if (!grad_lies_) stage_grad(pixels, part, scratch.blocks);
+      const RowsAhead next_grad = ahead(p_.grad, next, outputs_.of(group) + first_row, rows_of_part);
+      add_block(slice, group, first_panel, end_panel, {pixels, part}, next, next_grad, scratch);
     }
-  }
-
-  // Pixels of an image that are staged together.
-  struct Pixels {
-    int64_t n, begin, count;
-  };
-  Pixels pixels_of(int64_t unit) const {
-    const int64_t n = unit / blocks_, b = unit % blocks_;
-    const int64_t begin = p_.sweep->cols * b / blocks_, end = p_.sweep->cols * (b + 1) / blocks_;
-    return {n, begin, end - begin};
   }
 
   // Columns of a group's gradient.
@@ -186,8 +218,28 @@ class PointwiseGrad {
     return {first, nullptr, pixels.count, one_piece ? count : 0};
   }
 
-  void multiply(const Pixels& pixels, const Panel& panel, const RowBlocks& part, const T* blocks,
-                const T* rows, RowsAhead& next_input, RowsAhead& next_grad, T* edge) const {
+  // `next`: the pixels after these, if there are any.
+  void add_block(int64_t slice, int64_t group, int64_t first_panel, int64_t end_panel, const Block& block,
+                 const Pixels& next, RowsAhead next_grad, const Scratch& scratch) const {
+    RowsAhead next_input = ahead(p_.input, next, inputs_.of(group), inputs_.count(group));
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+      const Panel here = panel_of(slice, group, panel);
+      const bool last = panel + 1 == end_panel;
+      const Panel then = panel_of(slice, group, last ? first_panel : panel + 1);
+      stage_input(block.pixels, here, scratch.rows);
+      if (reads_rows(p_.input)) {
+        next_input = ahead(p_.input, last ? next : block.pixels, then.channels, then.width);
+      }
+      multiply(block, here, scratch, next_input, next_grad);
+    }
+  }
+
+  void multiply(const Block& from, const Panel& panel, const Scratch& scratch, RowsAhead& next_input,
+                RowsAhead& next_grad) const {
+    const Pixels& pixels = from.pixels;
+    const RowBlocks& part = from.part;
+    const T *blocks = scratch.blocks, *rows = scratch.rows;
+    T* edge = scratch.edge;
     constexpr int64_t lanes = Vec<T>::lanes, tile = tile_vectors(max_tile_rows) * lanes;
     const int64_t ins = inputs_.count(panel.group);
     const int32_t* outs = outputs_.of(panel.group);
@@ -198,12 +250,13 @@ class PointwiseGrad {
       job.grads[0] = blocks + (block - part.begin) * max_tile_rows * pixels.count;
       if constexpr (computes_as_stored) {
         for (int r = 0; r < max_tile_rows && grad_lies_; ++r) {
-          job.grads[r] = p_.grad.at(pixels.n, outs[row + r], 0, pixels.begin);
+          job.grads[r] = from.grads ? from.grads[row + r] + from.before
+                                    : p_.grad.at(pixels.n, outs[row + r], 0, pixels.begin);
         }
       }
       for (const char*& fetched : job.ahead) {
-        RowsAhead& from = next_input.any() ? next_input : next_grad;
-        fetched = from.any() ? from.next() : reinterpret_cast<const char*>(rows);
+        RowsAhead& then = next_input.any() ? next_input : next_grad;
+        fetched = then.any() ? then.next() : reinterpret_cast<const char*>(rows);
       }
       for (int64_t column = 0; column < panel.width; column += tile) {
         const int64_t columns = smaller(tile, panel.width - column);

@@ -58,10 +58,12 @@ class DepthwiseChannels {
   }
 
   void run() const {
-    // A piece transposes the weights for itself, which a few pixels would not pay for.
+    // A piece transposes the weights for itself, which a few pixels would not pay for: of many images none is cut.
     constexpr int64_t enough_pixels = 16;
     const int64_t tiles = divide_up(sweep_.rows, tile_rows);
-    const int64_t wanted = p_.threads.count > 1 ? smaller(2 * p_.threads.count, tiles) : 1;
+    const int64_t threads = p_.threads.count;
+    const int64_t cuts = smaller(2 * threads, divide_up(4 * threads, larger(p_.dest.batch, int64_t{1})));
+    const int64_t wanted = threads > 1 ? smaller(cuts, tiles) : 1;
     const int64_t worth = larger(int64_t{1}, sweep_.rows * sweep_.cols / enough_pixels);
     const int64_t pieces = smaller(wanted, worth);
     for_each_item(p_.threads, p_.dest.batch * pieces, [&](int64_t item) {

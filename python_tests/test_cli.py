@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +39,12 @@ def fails(arguments: list[str]) -> int:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(["--version"]) == 0
     assert capsys.readouterr().out == f"groupconv-ext {groupconv_ext.__version__}\n"
+
+
+def test_it_is_a_module_too() -> None:
+    command = [sys.executable, "-m", "groupconv_ext", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == f"groupconv-ext {groupconv_ext.__version__}\n"
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

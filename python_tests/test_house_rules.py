@@ -37,7 +37,7 @@ FLOORS = (
     *("deploy", "train", "parallel"),
     *("report", "doctor"),
     ROOF,
-    *("bench", "tables", "inspection", "cli"),
+    *("bench", "tables", "inspection", "cli", "__main__"),
 )
 
 

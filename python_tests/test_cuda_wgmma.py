@@ -6,6 +6,7 @@ they stand there.
 """
 
 import ctypes
+import faulthandler
 import math
 import os
 import signal
@@ -121,6 +122,7 @@ def last_words(call: Callable[[], object]) -> tuple[int, str]:
         child = os.fork()
         if child == 0:
             os.dup2(said.fileno(), 2)
+            faulthandler.disable()  # which pytest has writing elsewhere
             call()
             os._exit(0)
         _, status = os.waitpid(child, 0)

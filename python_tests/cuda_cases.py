@@ -1,6 +1,6 @@
 """What the tests of the CUDA kernels on the CPU share: problems, and what rounding may change."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 from cuda_on_cpu import build as builder
 
 from groupconv_ext import Partition, reference
-from groupconv_ext.window import Window
+from groupconv_ext.window import POINTWISE, Window
 
 CUDA_ON_CPU = [
     pytest.mark.native,
@@ -34,7 +34,7 @@ class Problem:
     batch: int = 2
     size: tuple[int, int] = (5, 6)
     kernel: tuple[int, int] = (1, 1)
-    window: Window = field(default_factory=lambda: Window(1, 1, 0, 0, 0, 0, 1, 1))
+    window: Window = POINTWISE
 
     def tensors(self, dtype: torch.dtype, channels_last: bool) -> tuple[torch.Tensor, ...]:
         p = self.partition

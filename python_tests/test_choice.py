@@ -25,9 +25,8 @@ from groupconv_ext.backends.registry import Question
 from groupconv_ext.backends.remembered import FORMAT, Entry, Remembered, default_path
 from groupconv_ext.operations import NATIVE_OPERATIONS
 from groupconv_ext.two_level import TwoLevelPartitions
-from groupconv_ext.window import Window
+from groupconv_ext.window import POINTWISE, Window
 
-POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
 PERMUTED = Partition.random(256, 256, 8, seed=0)
 
 

@@ -15,11 +15,10 @@ from helpers import needs_native
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, reference
-from groupconv_ext.window import Window
+from groupconv_ext.window import POINTWISE, Window
 
 pytestmark = CUDA_ON_CPU
 
-POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
 TF32 = 1e-3  # of the norm: operands have eleven bits
 
 

@@ -29,7 +29,7 @@ from groupconv_ext.backends.remembered import Remembered
 from groupconv_ext.backends.triton import TRITON, load, planner, tuning
 from groupconv_ext.backends.triton.availability import INTERPRETED, why_not
 from groupconv_ext.partition import kronecker_radices
-from groupconv_ext.window import Window
+from groupconv_ext.window import POINTWISE
 
 MATRIX_KERNELS = ("convolve", "weight_gradient", "chain")
 KERNELS = (
@@ -252,7 +252,7 @@ def test_a_hostile_plan_reads_and_writes_nothing_else() -> None:
             torch.tensor(channels, dtype=torch.int32, device=DEVICE),
         )
         weight = torch.ones(4, 1, 1, device=DEVICE)
-        window, launch = list(Window(1, 1, 0, 0, 0, 0, 1, 1)), [16, 16, 16, 4, 2]
+        window, launch = list(POINTWISE), [16, 16, 16, 4, 2]
         flags = (False, False, False, False, True, False, False, 0, False)
         settings = (None,) * 4 + (False, None, None)
         result: torch.Tensor = torch.ops.groupconv_triton.convolve(

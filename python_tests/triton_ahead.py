@@ -34,7 +34,7 @@ from groupconv_ext.backends.triton import (
     ops,
 )
 from groupconv_ext.partition import Partition
-from groupconv_ext.window import Window
+from groupconv_ext.window import POINTWISE, Window
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -48,7 +48,6 @@ VECTOR_LOADS = re.compile(r"ld\.global[\w.:]*\.v[24]|cp\.async\.cg")
 ASYNCHRONOUS_COPIES = re.compile(r"cp\.async|ld\.global\.nc")
 MATRIX_INSTRUCTIONS = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async)")
 
-POINTWISE = Window(1, 1, 0, 0, 0, 0, 1, 1)
 SPATIAL = Window(1, 1, 1, 1, 1, 1, 1, 1)
 PERMUTED = Partition.random(256, 256, 8, seed=0)
 SMALL_GROUPS = Partition.random(128, 128, 32, seed=0)

@@ -70,12 +70,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """``avx512_bf16`` has the kernels of ``avx512``, but for bfloat16: those are tested once."""
+    """Sets of instructions that have kernels of their own for bfloat16 alone are tested with that."""
 
     def is_again(item: pytest.Item) -> bool:
         arguments = getattr(getattr(item, "callspec", None), "params", {})
         dtype = arguments.get("dtype", torch.bfloat16)
-        return arguments.get("isa") == "avx512_bf16" and dtype != torch.bfloat16
+        return arguments.get("isa") in ("avx512_bf16", "avx512_amx") and dtype != torch.bfloat16
 
     again = [item for item in items if is_again(item)]
     config.hook.pytest_deselected(items=again)

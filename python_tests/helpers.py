@@ -214,7 +214,7 @@ def runnable_isas() -> list[str]:
     if _ops.unavailable is not None:
         return []
     before = _isa_in_use()
-    names = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+    names = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
     found = [name for name in names if _force_isa(name.encode())]
     _force_isa(before)
     return found

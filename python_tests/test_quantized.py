@@ -26,8 +26,8 @@ from groupconv_ext.quantization import QuantizedWeight, prepare_weight
 
 pytestmark = [needs_native, pytest.mark.native]
 
-BYTE_ISAS = [isa for isa in runnable_isas() if isa != "avx512_bf16"]
-"""``avx512_bf16`` takes the kernels of another for bytes."""
+BYTE_ISAS = [isa for isa in runnable_isas() if isa not in ("avx512_bf16", "avx512_amx")]
+"""Those two take the kernels of another for bytes."""
 
 INPUT = Quantization(0.02, 37)
 STORED = (None, Quantization(0.11, 0), Quantization(0.7, 141), Quantization(0.3, 255))

@@ -7,6 +7,11 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(GROUPCONV_X86)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace groupconv::cpu {
 namespace {
 
@@ -53,11 +58,36 @@ KernelTable with_bf16(const char* isa, const KernelTable& others, const TypedKer
 const KernelTable avx512_bf16_table =
     with_bf16("avx512_bf16", (__builtin_cpu_init(), has_avx512_vnni()) ? avx512_vnni_table : avx512::kernels,
               avx512_bf16::bf16_kernels);
+
+// The kernel has to be asked for the registers, once for all threads: they are large, and it saves them.
+bool has_avx512_amx() {
+  static const bool granted = [] {
+    if (!has_avx512_vnni() || !has_avx512_bf16()) return false;
+    if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return false;
+    constexpr long ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, ask, tile_data) == 0;
+  }();
+  return granted;
+}
+
+// avx512_vnni, but for the bfloat16 that matrix registers multiply.
+const KernelTable& avx512_amx_table() {
+  static const KernelTable table = [] {
+    KernelTable others = avx512_vnni_table;
+    others.isa = "avx512_amx";
+    others.bf16.convolve = [](const ConvolveProblem<BFloat16>& problem) {
+      if (!avx512_amx::convolve_matrix(problem)) avx512::kernels.bf16.convolve(problem);
+    };
+    return others;
+  }();
+  return table;
+}
 #endif
 
 // Best first.
 const Candidate candidates[] = {
 #if defined(GROUPCONV_X86)
+    {&avx512_amx_table(), has_avx512_amx, always},
     {&avx512_bf16_table, has_avx512_bf16, has_fast_avx512_bf16},
     {&avx512_vnni_table, has_avx512_vnni, always},
     {&avx512::kernels, has_avx512, always},

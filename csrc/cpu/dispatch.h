@@ -1,5 +1,5 @@
 // Which instruction set runs: the best one that was built and that the processor has, or the one that
-// GROUPCONV_ISA (scalar | avx2 | avx512 | avx512_vnni | avx512_bf16) or force_isa asks for.
+// GROUPCONV_ISA (scalar | avx2 | avx512 | avx512_vnni | avx512_bf16 | avx512_amx) or force_isa asks for.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -24,6 +24,10 @@ extern const QuantizedKernels quantized_kernels;
 }
 namespace avx512_bf16 {  // avx512, but for what vdpbf16ps computes
 extern const TypedKernels<BFloat16> bf16_kernels;
+}
+// Of isa/matrix.cpp: false, and nothing done, where vectors are better.
+namespace avx512_amx {
+bool convolve_matrix(const ConvolveProblem<BFloat16>& problem);
 }
 
 // Throws std::runtime_error, with the reason, when GROUPCONV_ISA asks for one that can't run.

@@ -1,0 +1,66 @@
+// The processor's matrix registers (AMX): eight of them, 16 rows of 64 bytes each.
+//
+// A product adds to a 16 × 16 block of float32 sums what 16 rows of 32 bfloat16 numbers and 32 rows of 16 make of
+// each other, 8192 multiply-adds in the time of 16 vector instructions of 16:
+//   sum[m][n] += Σ_k left[m][k] · right[k][n]
+// left's row m holds its 32 numbers side by side; right's row k / 2 holds the pairs (k, k + 1) of 16 columns.
+//
+// Written as instructions, since the compiler's own functions for them promise nothing about the memory that they
+// read and write.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace groupconv::cpu {
+namespace {
+
+// The sides of a block of sums, and how many products a sum gets from one instruction.
+constexpr int64_t block_rows = 16, block_cols = 16, block_depth = 32;
+constexpr int64_t register_row_bytes = 64;
+constexpr int64_t register_numbers = block_rows * block_depth;  // of an operand
+
+// For as long as it lives the calling thread has matrix registers, all of full size.
+class MatrixRegisters {
+ public:
+  MatrixRegisters() {
+    struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    static_assert(sizeof config == 64);
+    for (int r = 0; r < 8; ++r) {
+      config.row_bytes[r] = register_row_bytes;
+      config.rows[r] = block_rows;
+    }
+    asm volatile("ldtilecfg %0" : : "m"(config));
+  }
+  ~MatrixRegisters() { asm volatile("tilerelease"); }
+  MatrixRegisters(const MatrixRegisters&) = delete;
+};
+
+template <int Register>
+GROUPCONV_INLINE void clear_register() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(Register));
+}
+template <int Register>
+GROUPCONV_INLINE void load_register(const void* first_row, int64_t row_distance) {
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0"
+               :
+               : "i"(Register), "r"(first_row), "r"(row_distance)
+               : "memory");
+}
+template <int Register>
+GROUPCONV_INLINE void store_register(void* first_row, int64_t row_distance) {
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)"
+               :
+               : "i"(Register), "r"(first_row), "r"(row_distance)
+               : "memory");
+}
+template <int Sum, int Left, int Right>
+GROUPCONV_INLINE void multiply_registers() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Left), "i"(Right));
+}
+
+}  // namespace
+}  // namespace groupconv::cpu

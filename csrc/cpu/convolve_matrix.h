@@ -39,19 +39,28 @@ class MatrixConvolution {
       most_dests_ = larger(most_dests_, sides_.dests.count(g));
     }
     pairs_ = divide_up(most_sources_, block_depth) * pairs_deep;
-    dest_direct_ = p_.dest.stride_w == 1 && p_.dest.flat() && sweep_.dest_step_h == 1 &&
-                   sweep_.dest_step_w == 1 && is_clamp(p_.activation) &&
-                   (sweep_.halo_cols == 0 || sweep_.rows == 1);
+    const bool dest_flat = p_.dest.stride_w == 1 && p_.dest.flat() && sweep_.dest_step_h == 1 &&
+                           sweep_.dest_step_w == 1 && is_clamp(p_.activation);
+    dest_direct_ = dest_flat && (sweep_.halo_cols == 0 || sweep_.rows == 1);
+    dest_gaps_ = dest_flat && !dest_direct_ && tiling(1).across == 1;
   }
 
   void run() const {
     const int64_t units = p_.dest.batch * sides_.groups;
-    const Tiling tiles(sweep_, pairs_ * planes_.count, dest_direct_ ? 0 : most_dests_, sizeof(float),
-                       p_.threads.run ? divide_up(pieces_for_threads, units) : int64_t{1});
+    const Tiling tiles = tiling(p_.threads.run ? divide_up(pieces_for_threads, units) : int64_t{1});
     const MatrixWeights weights(sides_);
+    const PlaneShape shape(sweep_, tiles.tile(sweep_, 0));  // no other is larger
+    const int64_t vectors = dest_gaps_ ? divide_up(shape.size, block_cols) : 0;
+    Workspace shared;
+    shared.plan<GapVector>(vectors);
+    const SharedScratch memory(shared.bytes());
+    shared.open(memory);
+    GapVector* gaps = shared.take<GapVector>(vectors);
+    list_gaps<float>(gaps, vectors, shape.pitch, 0, shape.pitch - sweep_.halo_cols);
     for_each_item(p_.threads, units * tiles.count, [&](int64_t item) {
       const int64_t unit = item / tiles.count;
-      run_tile(weights, unit / sides_.groups, unit % sides_.groups, tiles.tile(sweep_, item % tiles.count));
+      run_tile(weights, gaps, unit / sides_.groups, unit % sides_.groups,
+               tiles.tile(sweep_, item % tiles.count));
     });
   }
 
@@ -60,6 +69,11 @@ class MatrixConvolution {
   static constexpr int64_t least_share = 4;
   // The weights of 32 destinations and so many steps stay in L1 while all pixels of a tile pass.
   static constexpr int64_t most_steps = 12;
+
+  Tiling tiling(int64_t wanted) const {
+    const int64_t summed = dest_direct_ || dest_gaps_ ? 0 : most_dests_;
+    return Tiling(sweep_, pairs_ * planes_.count, summed, sizeof(float), wanted);
+  }
 
   // 32 destinations × 32 pixels.
   struct Block {
@@ -77,11 +91,13 @@ class MatrixConvolution {
     int64_t distance;  // of rows of operands
     float* partial;    // [32][sum_distance] sums of a part of the steps
     int64_t sum_distance;
-    float* block;  // [32][32] sums
-    Block done;    // whose sums they are; pixel < 0: nobody's
+    float* block;           // [32][32] sums
+    const GapVector* gaps;  // of dests' vectors, or null
+    Block done;             // whose sums they are; pixel < 0: nobody's
   };
 
-  void run_tile(const MatrixWeights& weights, int64_t n, int64_t group, const Tile& tile) const {
+  void run_tile(const MatrixWeights& weights, const GapVector* gaps, int64_t n, int64_t group,
+                const Tile& tile) const {
     const PlaneShape shape(sweep_, tile);
     Job job{};
     job.group = group;
@@ -92,7 +108,9 @@ class MatrixConvolution {
     job.distance = row_distance<float>(planes_.count * shape.size + span);
     job.sum_distance = row_distance<float>(divide_up(job.length, span) * span);
     job.done.pixel = -1;
-    const int64_t summed = dest_direct_ ? 0 : job.rows * job.sum_distance;
+    job.gaps = dest_gaps_ ? gaps : nullptr;
+    const bool direct = dest_direct_ || dest_gaps_;
+    const int64_t summed = direct ? 0 : job.rows * job.sum_distance;
     const int64_t partial = job.steps > most_steps ? span * job.sum_distance : 0;
 
     Workspace space;
@@ -126,7 +144,7 @@ class MatrixConvolution {
     }
     const MatrixRegisters registers;
     multiply_tile(weights, shape, job);
-    if (!dest_direct_) {
+    if (!direct) {
       unstage(job.sums, job.sum_distance, shape.pitch, {sides_.dests.of(group), job.rows}, sweep_, tile,
               finish_, p_.residual, p_.dest, n);
     }
@@ -210,12 +228,31 @@ class MatrixConvolution {
     const int64_t count = smaller(span, job.length - pixel);
     const float* from = job.block;
     for (int64_t r = job.done.row; r < end; ++r, from += span) {
-      if (dest_direct_) {
+      if (job.gaps) {
+        finish_between_gaps(job, from, r);
+      } else if (dest_direct_) {
         finish_row(from, job.bias[r], job.residuals[r] + pixel, job.dests[r] + pixel, count);
       } else {
         finish_row(from, job.bias[r], static_cast<const float*>(nullptr),
                    job.sums + r * job.sum_distance + pixel, count);
       }
+    }
+  }
+
+  // Where rows of pixels follow each other in the image, and those of the block do not.
+  GROUPCONV_INLINE void finish_between_gaps(const Job& job, const float* from, int64_t row) const {
+    const Vec<float> bias = Vec<float>::broadcast(job.bias[row]);
+    const Vec<float> low = Vec<float>::broadcast(finish_.range.low),
+                     high = Vec<float>::broadcast(finish_.range.high);
+    for (int64_t i = 0; i < span; i += block_cols) {
+      const int64_t left = job.length - job.done.pixel - i;
+      if (left <= 0) return;
+      const GapVector& gap = job.gaps[(job.done.pixel + i) / block_cols];
+      const uint32_t lanes = gap.lanes & Vec<float>::first(smaller(left, block_cols));
+      const auto present = Vec<float>::first(__builtin_popcount(lanes));
+      Vec<float> x = compress(Vec<float>::load(from + i), Vec<float>::from_bits(lanes)) + bias;
+      if (p_.residual.data) x = x + Vec<float>::load(job.residuals[row] + gap.before, present);
+      clamp(low, high, x).store(job.dests[row] + gap.before, present);
     }
   }
 
@@ -247,7 +284,7 @@ class MatrixConvolution {
   Sides<BFloat16> sides_;
   Planes planes_;
   Finish<float> finish_;
-  bool dest_direct_;
+  bool dest_direct_, dest_gaps_;  // dest_gaps_: direct, but for the gaps between rows
   int64_t most_sources_ = 0, most_dests_ = 0, pairs_;
 };
 

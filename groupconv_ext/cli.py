@@ -100,6 +100,11 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
         help="only this one",
     )
     parser.add_argument(
+        "--dtype",
+        choices=get_args(problems.Dtype),
+        help="every problem in this one; default: what the suite says, float32 nearly everywhere",
+    )
+    parser.add_argument(
         "--threads", type=_positive, default=1, metavar="N", help="default: %(default)s"
     )
     parser.add_argument(
@@ -124,6 +129,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         words=arguments.filter,
         direction=arguments.direction,
         layout=arguments.layout,
+        dtype=arguments.dtype,
     )
     if not chosen:
         raise UserError(

@@ -97,7 +97,7 @@ def run(chosen: list[Problem], contenders: list[Contender]) -> Report:
         contenders,
         runner.Options(plan=quick, show_progress=False),
         measure_machine=lambda threads: replace(MACHINE, threads=threads),
-        measure_peak=lambda seconds, threads: 80e9,
+        measure_peak=lambda seconds, threads, dtype: 80e9,
         measure_overhead=lambda plan: (overhead.Overhead("inference", 1, 3.0, 2.0, 1.5),),
     )
 

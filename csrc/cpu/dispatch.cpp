@@ -53,6 +53,7 @@ KernelTable with_bf16(const char* isa, const KernelTable& others, const TypedKer
   KernelTable table = others;
   table.isa = isa;
   table.bf16 = bf16;
+  table.bf16_peak = avx512_bf16::bf16_peak;
   return table;
 }
 const KernelTable avx512_bf16_table =
@@ -75,6 +76,7 @@ const KernelTable& avx512_amx_table() {
   static const KernelTable table = [] {
     KernelTable others = avx512_vnni_table;
     others.isa = "avx512_amx";
+    others.bf16_peak = avx512_amx::bf16_peak;
     others.bf16.convolve = [](const ConvolveProblem<BFloat16>& problem) {
       if (!avx512_amx::convolve_matrix(problem)) avx512::kernels.bf16.convolve(problem);
     };

@@ -24,11 +24,13 @@ extern const QuantizedKernels quantized_kernels;
 }
 namespace avx512_bf16 {  // avx512, but for what vdpbf16ps computes
 extern const TypedKernels<BFloat16> bf16_kernels;
-}
+double bf16_peak(double seconds);
+}  // namespace avx512_bf16
 // Of isa/matrix.cpp: false, and nothing done, where vectors are better.
 namespace avx512_amx {
 bool convolve_matrix(const ConvolveProblem<BFloat16>& problem);
-}
+double bf16_peak(double seconds);
+}  // namespace avx512_amx
 
 // Throws std::runtime_error, with the reason, when GROUPCONV_ISA asks for one that can't run.
 const KernelTable& kernels();

@@ -242,8 +242,9 @@ struct KernelTable {
   TypedKernels<double> f64;
   TypedKernels<BFloat16> bf16;
   const QuantizedKernels* quantized;
-  // Multiply-adds of independent float32 sums for about `seconds`; returns GFLOP/s.
-  double (*fma_peak)(double seconds);
+  // GFLOP/s of independent sums, measured for about `seconds`.
+  double (*f32_peak)(double seconds);
+  double (*bf16_peak)(double seconds);
 };
 
 template <class Stored>

@@ -1,9 +1,10 @@
-// The rate of independent float32 multiply-adds: the ceiling that benchmarks measure themselves against,
-// taken with the same vectors as the kernels and in the same run.
+// The rate of independent multiply-adds: the ceiling that benchmarks measure themselves against, taken with the same
+// registers as the kernels and in the same run.
 #pragma once
 
 #include <time.h>
 
+#include "cpu/pair.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
@@ -27,31 +28,42 @@ GROUPCONV_INLINE void keep(T& value) {
 #endif
 }
 
-inline double fma_peak(double seconds) {
-  using V_ = Vec<float>;
-  constexpr int sums = 12;  // more than latency × issue rate of any current processor
-  constexpr int64_t repeats = 20000;
-  V_ sum[sums];
-#pragma GCC unroll 12
-  for (int i = 0; i < sums; ++i) sum[i] = V_::broadcast(static_cast<float>(i));
-  V_ factor = V_::broadcast(0.5f), term = V_::broadcast(1.0f);
-  // The best of many short runs: an interruption makes one slow, nothing makes one fast.
+// GFLOP/s of `run`, which makes so many multiply-adds: the best of many short runs for about `seconds`. An interruption
+// makes one slow, nothing makes one fast.
+template <class Run>
+double best_rate(double seconds, double multiply_adds, const Run& run) {
   double best = 0.0;
   const double end = monotonic_seconds() + seconds;
   do {
     const double start = monotonic_seconds();
+    run();
+    best = larger(best, 2.0 * multiply_adds / (monotonic_seconds() - start) * 1e-9);
+  } while (monotonic_seconds() < end);
+  return best;
+}
+
+// Of independent sums of products of operands.
+template <class Operand>
+double product_peak(double seconds) {
+  using V_ = Vec<Operand>;
+  using Sum = Vec<sum_t<Operand>>;
+  constexpr int sums = 12;  // more than latency × issue rate of any current processor
+  constexpr int64_t repeats = 20000;
+  Sum sum[sums];
+#pragma GCC unroll 12
+  for (int i = 0; i < sums; ++i) sum[i] = Sum::broadcast(static_cast<float>(i));
+  V_ factor = V_::broadcast(Operand{});
+  keep(factor.v);
+  const double products = static_cast<double>(sums * V_::lanes * channels_in<Operand> * repeats);
+  return best_rate(seconds, products, [&] {
     for (int64_t r = 0; r < repeats; ++r) {
 #pragma GCC unroll 12
       for (int i = 0; i < sums; ++i) {
-        sum[i] = multiply_add(sum[i], factor, term);
+        sum[i] = multiply_add(factor, factor, sum[i]);
         keep(sum[i].v);
       }
     }
-    const double rate =
-        2.0 * sums * V_::lanes * static_cast<double>(repeats) / (monotonic_seconds() - start) * 1e-9;
-    best = larger(best, rate);
-  } while (monotonic_seconds() < end);
-  return best;
+  });
 }
 
 }  // namespace

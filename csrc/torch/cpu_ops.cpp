@@ -254,7 +254,10 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
 
 namespace {
 
-double fma_peak(double seconds) { return cpu::kernels().fma_peak(seconds); }
+double fma_peak(double seconds, bool bfloat16) {
+  const cpu::KernelTable& table = cpu::kernels();
+  return bfloat16 ? table.bf16_peak(seconds) : table.f32_peak(seconds);
+}
 
 }  // namespace
 }  // namespace groupconv::ops

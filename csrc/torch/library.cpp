@@ -109,6 +109,6 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
   m.def("quantize(Tensor input, float scale, int zero_point) -> Tensor");
   // Whether the CUDA kernels may multiply float32 in TF32; not, at first. Without CUDA it has no effect
   m.def("allow_tf32(bool allowed) -> ()");
-  // GFLOP/s of independent float32 multiply-adds on one thread
-  m.def("fma_peak(float seconds) -> float");
+  // GFLOP/s of independent multiply-adds on one thread: of float32, or of bfloat16 as it is multiplied here
+  m.def("fma_peak(float seconds, bool bfloat16=False) -> float");
 }

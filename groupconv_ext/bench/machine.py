@@ -67,11 +67,14 @@ class Machine:
         return next(fitting, self.levels[-1])
 
 
-def fma_peak(seconds: float, threads: int = 1) -> float:
-    """Floating-point operations a second at the FMA peak, summed over ``threads`` at once."""
+def fma_peak(seconds: float, threads: int = 1, dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations a second at the FMA peak, summed over ``threads`` at once.
+
+    Of bfloat16 that of the instructions that multiply it here: its own, or those of float32.
+    """
 
     def one_thread(_: int) -> float:
-        return 1e9 * float(torch.ops.groupconv.fma_peak(seconds))
+        return 1e9 * float(torch.ops.groupconv.fma_peak(seconds, dtype == torch.bfloat16))
 
     if threads == 1:
         return one_thread(0)

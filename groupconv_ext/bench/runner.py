@@ -49,7 +49,7 @@ def run(
     options: Options,
     *,
     measure_machine: Callable[[int], Machine] = Machine.measure,
-    measure_peak: Callable[[float, int], float] = fma_peak,
+    measure_peak: Callable[[float, int, torch.dtype], float] = fma_peak,
     measure_overhead: Callable[[Plan], tuple[Overhead, ...]] = overhead.measure,
 ) -> Report:
     """Time ``contenders`` on ``problems``. A wrong answer is reported and never timed."""
@@ -119,7 +119,7 @@ def _time(
     problem: Problem,
     checked: Sequence[Checked],
     options: Options,
-    measure_peak: Callable[[float, int], float],
+    measure_peak: Callable[[float, int, torch.dtype], float],
 ) -> tuple[dict[str, Timing], float]:
     """Every contender's timing, and the FMA peak in between: the clock may have moved since."""
     peaks: list[float] = []
@@ -127,7 +127,9 @@ def _time(
         timings = interleave(
             {entry.contender.name: entry.attempt.run for entry in checked},
             options.plan,
-            after_round=lambda: peaks.append(measure_peak(_PEAK_SAMPLE_SECONDS, options.threads)),
+            after_round=lambda: peaks.append(
+                measure_peak(_PEAK_SAMPLE_SECONDS, options.threads, problem.torch_dtype)
+            ),
         )
     return timings, median(peaks)
 

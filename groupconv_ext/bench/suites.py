@@ -20,6 +20,7 @@ from .problems import (
     PROMISED,
     SHUFFLENET,
     Direction,
+    Dtype,
     Kind,
     Layout,
     Problem,
@@ -164,8 +165,14 @@ def select(
     words: Sequence[str] = (),
     direction: Direction | None = None,
     layout: Layout | None = None,
+    dtype: Dtype | None = None,
 ) -> tuple[Problem, ...]:
-    """The problems whose names hold all the ``words``, in any case, and which match the rest."""
+    """The problems whose names hold all the ``words``, in any case, and which match the rest.
+
+    Of a ``dtype`` there are all problems once, whatever they were written in.
+    """
+    if dtype is not None:
+        problems = dict.fromkeys(replace(problem, dtype=dtype) for problem in problems)
     return tuple(
         problem
         for problem in problems

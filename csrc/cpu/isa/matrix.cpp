@@ -1,6 +1,7 @@
 // What matrix registers multiply. False, and nothing done, where they would stay half empty.
 #include "cpu/convolve_matrix.h"
 #include "cpu/dispatch.h"
+#include "cpu/peak.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 
@@ -8,6 +9,21 @@ bool convolve_matrix(const ConvolveProblem<BFloat16>& problem) {
   if (!MatrixConvolution::suits(problem)) return false;
   MatrixConvolution(problem).run();
   return true;
+}
+
+double bf16_peak(double seconds) {
+  const MatrixRegisters registers;
+  constexpr int64_t repeats = 2000, products = 4 * block_rows * block_cols * block_depth;
+  clear_register<4>();
+  clear_register<5>();
+  return best_rate(seconds, static_cast<double>(products * repeats), [] {
+    for (int64_t r = 0; r < repeats; ++r) {
+      multiply_registers<0, 4, 5>();
+      multiply_registers<1, 4, 5>();
+      multiply_registers<2, 4, 5>();
+      multiply_registers<3, 4, 5>();
+    }
+  });
 }
 
 }  // namespace groupconv::cpu::GROUPCONV_ISA

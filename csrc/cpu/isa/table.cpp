@@ -19,11 +19,13 @@ constexpr TypedKernels<Stored> typed_kernels{
 
 #if defined(GROUPCONV_ONLY_BF16)
 const TypedKernels<BFloat16> bf16_kernels = typed_kernels<BFloat16>;
+double bf16_peak(double seconds) { return product_peak<Pair<BFloat16>>(seconds); }
 #else
 #define NAME_OF(token) #token
 #define NAME(macro) NAME_OF(macro)
 const KernelTable kernels = {NAME(GROUPCONV_ISA),     typed_kernels<float>, typed_kernels<double>,
-                             typed_kernels<BFloat16>, &quantized_kernels,   fma_peak};
+                             typed_kernels<BFloat16>, &quantized_kernels,   product_peak<float>,
+                             product_peak<float>};
 #endif
 
 }  // namespace groupconv::cpu::GROUPCONV_ISA

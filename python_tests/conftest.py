@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sets of instructions that have kernels of their own for bfloat16 alone are tested with that."""
+    """Instruction sets with kernels of their own for bfloat16 alone are tested with that."""
 
     def is_again(item: pytest.Item) -> bool:
         arguments = getattr(getattr(item, "callspec", None), "params", {})

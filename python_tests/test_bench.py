@@ -151,6 +151,15 @@ def test_names_are_unique_plain_and_found_by_their_words() -> None:
     }
 
 
+def test_problems_in_another_dtype_come_once() -> None:
+    quick, full = SUITES["quick"], SUITES["full"]
+    assert {p.dtype for p in select(quick, dtype="bfloat16")} == {"bfloat16"}
+    assert len(select(quick, dtype="bfloat16")) == len(quick)
+    assert len({p.dtype for p in full}) == 2
+    found = select(full, dtype="bfloat16")
+    assert len(found) == len(set(found)) == len({p for p in full if p.dtype == "float32"})
+
+
 def test_the_grid_has_every_cell_once() -> None:
     cells = [(p.kernel, p.height, p.channels_per_group, p.layout) for p in SUITES["grid"]]
     assert len(set(cells)) == len(cells) == 2 * 4 * 7 * 2

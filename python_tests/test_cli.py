@@ -63,6 +63,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "--suite", "half"], "half"),
         (["bench", "--quick", "--suite", "full"], "not allowed"),
         (["bench", "--layout", "CHWN"], "CHWN"),
+        (["bench", "--dtype", "float8"], "float8"),
         (["bench", "--direction", "sideways"], "sideways"),
     ],
 )

@@ -128,11 +128,9 @@ class Convolution {
   void stage_channels([[maybe_unused]] const Gaps& gaps, int64_t n, ChannelSet channels, const Tile& tile,
                       const PlaneShape& shape, Operand* staged, int64_t distance) const {
 #if defined(__AVX512F__)
-    if constexpr (__is_same(Operand, T)) {
-      if (gaps.source()) {
-        return stage_vectors(p_.source, n, channels, planes_, tile, shape, gaps.source(), staged, distance,
-                             p_.prologue);
-      }
+    if (gaps.source()) {
+      return stage_vectors(p_.source, n, channels, planes_, tile, shape, gaps.source(), staged, distance,
+                           p_.prologue);
     }
 #endif
     stage(p_.source, n, channels, planes_, tile, shape, staged, distance, shape.size, p_.prologue);

@@ -43,6 +43,8 @@ class MatrixConvolution {
                            sweep_.dest_step_w == 1 && is_clamp(p_.activation);
     dest_direct_ = dest_flat && (sweep_.halo_cols == 0 || sweep_.rows == 1);
     dest_gaps_ = dest_flat && !dest_direct_ && tiling(1).across == 1;
+    source_flat_ = sweep_.rows > 1 && tiling(1).across == 1 &&
+                   stages_vectors<BFloat16, Operand>(p_.source, planes_, sweep_.cols + sweep_.halo_cols);
   }
 
   void run() const {
@@ -50,13 +52,22 @@ class MatrixConvolution {
     const Tiling tiles = tiling(p_.threads.run ? divide_up(pieces_for_threads, units) : int64_t{1});
     const MatrixWeights weights(sides_);
     const PlaneShape shape(sweep_, tiles.tile(sweep_, 0));  // no other is larger
-    const int64_t vectors = dest_gaps_ ? divide_up(shape.size, block_cols) : 0;
+    const int64_t vectors = divide_up(shape.size, block_cols);
     Workspace shared;
+    shared.plan<GapVector>(vectors);
     shared.plan<GapVector>(vectors);
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
-    GapVector* gaps = shared.take<GapVector>(vectors);
-    list_gaps<float>(gaps, vectors, shape.pitch, 0, shape.pitch - sweep_.halo_cols);
+    Gaps gaps;
+    if (source_flat_) {
+      const int64_t left = -planes_.first_col - planes_.phases[0].col;
+      list_gaps<float>(gaps.source = shared.take<GapVector>(vectors), vectors, shape.pitch, left,
+                       left + p_.source.width);
+    }
+    if (dest_gaps_) {
+      const int64_t cols = shape.pitch - sweep_.halo_cols;
+      list_gaps<float>(gaps.dest = shared.take<GapVector>(vectors), vectors, shape.pitch, 0, cols);
+    }
     for_each_item(p_.threads, units * tiles.count, [&](int64_t item) {
       const int64_t unit = item / tiles.count;
       run_tile(weights, gaps, unit / sides_.groups, unit % sides_.groups,
@@ -74,6 +85,11 @@ class MatrixConvolution {
     const int64_t summed = dest_direct_ || dest_gaps_ ? 0 : most_dests_;
     return Tiling(sweep_, pairs_ * planes_.count, summed, sizeof(float), wanted);
   }
+
+  // Between rows of operands, and of sums, where an image has none; null where rows are taken one by one.
+  struct Gaps {
+    GapVector *source = nullptr, *dest = nullptr;
+  };
 
   // 32 destinations × 32 pixels.
   struct Block {
@@ -96,7 +112,7 @@ class MatrixConvolution {
     Block done;             // whose sums they are; pixel < 0: nobody's
   };
 
-  void run_tile(const MatrixWeights& weights, const GapVector* gaps, int64_t n, int64_t group,
+  void run_tile(const MatrixWeights& weights, const Gaps& gaps, int64_t n, int64_t group,
                 const Tile& tile) const {
     const PlaneShape shape(sweep_, tile);
     Job job{};
@@ -108,7 +124,7 @@ class MatrixConvolution {
     job.distance = row_distance<float>(planes_.count * shape.size + span);
     job.sum_distance = row_distance<float>(divide_up(job.length, span) * span);
     job.done.pixel = -1;
-    job.gaps = dest_gaps_ ? gaps : nullptr;
+    job.gaps = gaps.dest;
     const bool direct = dest_direct_ || dest_gaps_;
     const int64_t summed = direct ? 0 : job.rows * job.sum_distance;
     const int64_t partial = job.steps > most_steps ? span * job.sum_distance : 0;
@@ -132,7 +148,11 @@ class MatrixConvolution {
     job.bias = space.take<float>(job.rows);
 
     const ChannelSet sources{sides_.sources.of(group), sides_.sources.count(group)};
-    stage(p_.source, n, sources, planes_, tile, shape, operands, job.distance, shape.size);
+    if (gaps.source) {
+      stage_vectors(p_.source, n, sources, planes_, tile, shape, gaps.source, operands, job.distance);
+    } else {
+      stage(p_.source, n, sources, planes_, tile, shape, operands, job.distance, shape.size);
+    }
     const int64_t pairs = operands_for<Operand>(sources.count);
     fill_zero(operands + pairs * job.distance, (job.depth * pairs_deep - pairs) * job.distance);
 
@@ -284,6 +304,7 @@ class MatrixConvolution {
   Sides<BFloat16> sides_;
   Planes planes_;
   Finish<float> finish_;
+  bool source_flat_;
   bool dest_direct_, dest_gaps_;  // dest_gaps_: direct, but for the gaps between rows
   int64_t most_sources_ = 0, most_dests_ = 0, pairs_;
 };

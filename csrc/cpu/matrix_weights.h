@@ -3,8 +3,11 @@
 // Of a group: for 16 destinations, a tap and 32 sources a register; zero where a destination or a source is none.
 #pragma once
 
+#include "cpu/convert.h"
 #include "cpu/matrix_registers.h"
 #include "cpu/sides.h"
+#include "cpu/staging.h"
+#include "cpu/transpose.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -41,28 +44,44 @@ class MatrixWeights {
     return space_.bytes();
   }
 
+  // In a forward pass the windows of a destination's sources follow each other, in an input gradient those of a
+  // source's destinations: either way columns of a block that is transposed.
   BFloat16* pack(int64_t group, int64_t row, BFloat16* to) const {
-    const int64_t rows = smaller(block_rows, sides_.dests.count(group) - row);
-    const int64_t sources = sides_.sources.count(group), step = sides_.source_step(group);
-    const float* from = sides_.weight(group) + row * sides_.dest_step(group);
-    int32_t places[block_depth];
-    for (int64_t k = 0; k < block_depth; ++k) places[k] = static_cast<int32_t>(k * step);
-    for (const Tap& tap : sides_.problem.sweep->taps) {
-      for (int64_t k = 0; k < sources; k += block_depth, to += register_numbers) {
-        for (int64_t half = 0; half < 2; ++half) {
-          const int64_t first = half * Vec<float>::lanes;
-          const auto mask = Vec<float>::first(smaller<int64_t>(larger(sources - k - first, int64_t{0}), 16));
-          for (int64_t r = 0; r < block_rows; ++r) {
-            const float* numbers = from + r * sides_.dest_step(group) + tap.weight + (k + first) * step;
-            Vec<float> x = zero<float>();
-            if (r < rows)
-              x = step == 1 ? Vec<float>::load(numbers, mask) : Vec<float>::gather(numbers, places, mask);
-            x.store(to + r * block_depth + first);
+    constexpr int64_t most_columns = 256;
+    const int64_t rows = smaller(block_rows, sides_.dests.count(group) - row),
+                  sources = sides_.sources.count(group);
+    const int64_t area = sides_.problem.window_area, step = sides_.source_step(group);
+    const int64_t dest_step = sides_.dest_step(group);
+    const int64_t at_once = dest_step == area ? smaller(rows, larger(most_columns / area, int64_t{1})) : 1;
+    const int64_t blocks = divide_up(sources, block_depth);
+    if (rows < block_rows || sources % block_depth != 0) fill_zero(to, row_block(group));
+    for (int64_t k = 0; k < sources; k += block_depth) {
+      const int64_t count = smaller(sources - k, block_depth);
+      const auto low = Vec<float>::first(smaller(count, block_cols));
+      const auto high = Vec<float>::first(larger(count - block_cols, int64_t{0}));
+      for (int64_t r = 0; r < rows; r += at_once) {
+        const int64_t columns = smaller(at_once, rows - r) * area;
+        const float* from = sides_.weight(group) + (row + r) * dest_step + k * step;
+        float transposed[most_columns][block_depth];
+        const bool transposes = step > 1 && columns <= most_columns;
+        if (transposes) transpose_in(from, step, count, columns, transposed[0], block_depth);
+        for (int64_t c = 0; c < columns; c += area) {
+          BFloat16* words = to + k / block_depth * register_numbers + (r + c / area) * block_depth;
+          for (const Tap& tap : sides_.problem.sweep->taps) {
+            const float* numbers = transposes ? transposed[c + tap.weight] : from + c + tap.weight;
+            const int64_t distance = transposes ? 1 : step;
+            if (distance == 1) {
+              Vec<float>::load(numbers, low).store(words, low);
+              Vec<float>::load(numbers + block_cols, high).store(words + block_cols, high);
+            } else {
+              for (int64_t i = 0; i < count; ++i) narrow(numbers[i * distance], words[i]);
+            }
+            words += blocks * register_numbers;
           }
         }
       }
     }
-    return to;
+    return to + row_block(group);
   }
 
   const Sides<BFloat16>& sides_;

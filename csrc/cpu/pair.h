@@ -106,6 +106,9 @@ struct Vec<Pair<BFloat16>> : Words {
     const __m512i second = _mm512_maskz_loadu_epi32(m, partner);
     return {_mm512_or_si512(first, _mm512_andnot_si512(_mm512_set1_epi32(0xffff), second))};
   }
+  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
+  // The first lanes to where the mask is set, zero elsewhere.
+  friend GROUPCONV_INLINE Vec expand(Vec x, Mask m) { return {_mm512_maskz_expand_epi32(m, x.v)}; }
   GROUPCONV_INLINE void store(Pair<BFloat16>* p) const { _mm512_storeu_si512(p, v); }
   GROUPCONV_INLINE void store(Pair<BFloat16>* p, Mask m) const { _mm512_mask_storeu_epi32(p, m, v); }
 };

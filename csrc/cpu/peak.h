@@ -49,13 +49,13 @@ double product_peak(double seconds) {
   using Sum = Vec<sum_t<Operand>>;
   constexpr int sums = 12;  // more than latency × issue rate of any current processor
   constexpr int64_t repeats = 20000;
-  Sum sum[sums];
-#pragma GCC unroll 12
-  for (int i = 0; i < sums; ++i) sum[i] = Sum::broadcast(static_cast<float>(i));
   V_ factor = V_::broadcast(Operand{});
   keep(factor.v);
   const double products = static_cast<double>(sums * V_::lanes * channels_in<Operand> * repeats);
   return best_rate(seconds, products, [&] {
+    Sum sum[sums];
+#pragma GCC unroll 12
+    for (int i = 0; i < sums; ++i) sum[i] = Sum::broadcast(static_cast<float>(i));
     for (int64_t r = 0; r < repeats; ++r) {
 #pragma GCC unroll 12
       for (int i = 0; i < sums; ++i) {

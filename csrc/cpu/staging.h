@@ -264,7 +264,7 @@ void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, con
 // channels_last.
 template <class Stored, class T>
 GROUPCONV_INLINE bool stages_vectors(const Image<const Stored>& image, const Planes& planes, int64_t pitch) {
-  if (!has_compress || !in_vectors<Stored> || channels_in<T> > 1 || !__is_same(T, compute_t<Stored>))
+  if (!has_compress || !in_vectors<Stored> || !(channels_in<T> == 2 || __is_same(T, compute_t<Stored>)))
     return false;
   if (planes.count != 1 || planes.step_h != 1 || planes.step_w != 1) return false;
   const int64_t left = planes.first_col + planes.phases[0].col;
@@ -278,27 +278,39 @@ GROUPCONV_INLINE bool stages_vectors(const Image<const Stored>& image, const Pla
 template <class Stored, class T>
 void stage_vectors(const Image<const Stored>& image, int64_t n, ChannelSet channels, const Planes& planes,
                    const Tile& tile, const PlaneShape& shape, const GapVector* gaps, T* scratch,
-                   int64_t channel_distance, const Prologue<T>& prologue) {
+                   int64_t channel_distance, const Prologue<sum_t<T>>& prologue = {}) {
   const int64_t top = planes.first_row + tile.row + planes.phases[0].row;
   const Inside rows(top, shape.rows, 1, 0, image.height);
   const int64_t begin = rows.begin * shape.pitch, length = rows.end * shape.pitch - begin;
-  for (int64_t i = 0; i < channels.count; ++i, scratch += channel_distance) {
-    const Stored* from = image.at(n, channels[i], top + rows.begin, 0);
+  for (int64_t i = 0; i < operands_for<T>(channels.count); ++i, scratch += channel_distance) {
+    const auto row = [&](int64_t channel) { return image.at(n, channels[channel], top + rows.begin, 0); };
     T* to = scratch + begin;
     fill_zero(scratch, begin);
-    const auto copy = [&](auto prepare) GROUPCONV_INLINE_LAMBDA {
+    // load(pixels before, which are there)
+    const auto copy = [&](auto load) GROUPCONV_INLINE_LAMBDA {
       const GapVector* gap = gaps;
       for_each_vector<T>(length, [&](int64_t at, auto stored) GROUPCONV_INLINE_LAMBDA {
         const uint32_t lanes = gap->lanes & stored;
-        const Vec<T> x = Vec<T>::load(from + gap->before, Vec<T>::first(__builtin_popcount(lanes)));
-        expand(prepare(x), Vec<T>::from_bits(lanes)).store(to + at, stored);
+        const Vec<T> x = load(gap->before, Vec<T>::first(__builtin_popcount(lanes)));
+        expand(x, Vec<T>::from_bits(lanes)).store(to + at, stored);
         ++gap;
       });
     };
-    if (prologue) {
-      copy(affine_of(prologue, channels[i]));
+    if constexpr (channels_in<T> == 2) {
+      const Stored* from = row(2 * i);
+      const Stored* partner = 2 * i + 1 < channels.count ? row(2 * i + 1) : nullptr;
+      copy([&](int64_t at, auto mask) GROUPCONV_INLINE_LAMBDA {
+        return Vec<T>::interleave(from + at, partner ? partner + at : nullptr, mask);
+      });
     } else {
-      copy([](Vec<T> x) GROUPCONV_INLINE_LAMBDA { return x; });
+      const Stored* from = row(i);
+      if (prologue) {
+        const Affine<T> affine = affine_of(prologue, channels[i]);
+        copy([&](int64_t at, auto mask)
+                 GROUPCONV_INLINE_LAMBDA { return affine(Vec<T>::load(from + at, mask)); });
+      } else {
+        copy([&](int64_t at, auto mask) GROUPCONV_INLINE_LAMBDA { return Vec<T>::load(from + at, mask); });
+      }
     }
     fill_zero(to + length, shape.size - begin - length);
   }

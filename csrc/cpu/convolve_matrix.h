@@ -23,21 +23,23 @@ class MatrixConvolution {
     if (p.coarse || p.prologue || (p.transposed && p.partition->inputs_overlap)) return false;
     if (p.source.channels_last() || p.dest.channels_last()) return false;
     const Sides<BFloat16> sides(p);
-    int64_t products = 0, possible = 0;
-    for (int64_t g = 0; g < sides.groups; ++g) {
-      const int64_t sources = sides.sources.count(g), dests = sides.dests.count(g);
-      products += sources * dests;
+    int64_t possible = 0;
+    for_each_set(sides, [&](const GroupSet& set) {
+      const int64_t sources = set.of(sides.sources).count, dests = set.of(sides.dests).count;
       possible += divide_up(sources, block_depth) * block_depth * divide_up(dests, span) * span;
-    }
-    return products * least_share >= possible && p.dest.batch * p.sweep->rows * p.sweep->cols >= span;
+    });
+    return p.partition->entries() * least_share >= possible &&
+           p.dest.batch * p.sweep->rows * p.sweep->cols >= span;
   }
 
   explicit MatrixConvolution(const ConvolveProblem<BFloat16>& problem)
       : p_(problem), sweep_(*problem.sweep), sides_(problem), planes_(sweep_), finish_(p_.activation) {
-    for (int64_t g = 0; g < sides_.groups; ++g) {
-      most_sources_ = larger(most_sources_, sides_.sources.count(g));
-      most_dests_ = larger(most_dests_, sides_.dests.count(g));
-    }
+    for_each_set(sides_, [&](const GroupSet& set) {
+      ++sets_;
+      joins_ = joins_ || set.joins();
+      most_sources_ = larger(most_sources_, set.of(sides_.sources).count);
+      most_dests_ = larger(most_dests_, set.of(sides_.dests).count);
+    });
     pairs_ = divide_up(most_sources_, block_depth) * pairs_deep;
     const bool dest_flat = p_.dest.stride_w == 1 && p_.dest.flat() && sweep_.dest_step_h == 1 &&
                            sweep_.dest_step_w == 1 && is_clamp(p_.activation);
@@ -47,17 +49,23 @@ class MatrixConvolution {
                    stages_vectors<BFloat16, Operand>(p_.source, planes_, sweep_.cols + sweep_.halo_cols);
   }
 
-  void run() const {
-    const int64_t units = p_.dest.batch * sides_.groups;
+  // False where a sum was infinite or none and groups share registers: zero times what another group reads is not zero
+  // then, and all has to be done again another way.
+  bool run() const {
+    const int64_t units = p_.dest.batch * sets_;
     const Tiling tiles = tiling(p_.threads.run ? divide_up(pieces_for_threads, units) : int64_t{1});
     const MatrixWeights weights(sides_);
     const PlaneShape shape(sweep_, tiles.tile(sweep_, 0));  // no other is larger
     const int64_t vectors = divide_up(shape.size, block_cols);
     Workspace shared;
+    shared.plan<GroupSet>(sets_);
     shared.plan<GapVector>(vectors);
     shared.plan<GapVector>(vectors);
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
+    GroupSet* sets = shared.take<GroupSet>(sets_);
+    int64_t listed = 0;
+    for_each_set(sides_, [&](const GroupSet& set) { sets[listed++] = set; });
     Gaps gaps;
     if (source_flat_) {
       const int64_t left = -planes_.first_col - planes_.phases[0].col;
@@ -68,16 +76,19 @@ class MatrixConvolution {
       const int64_t cols = shape.pitch - sweep_.halo_cols;
       list_gaps<float>(gaps.dest = shared.take<GapVector>(vectors), vectors, shape.pitch, 0, cols);
     }
+    bool finite = true;
     for_each_item(p_.threads, units * tiles.count, [&](int64_t item) {
       const int64_t unit = item / tiles.count;
-      run_tile(weights, gaps, unit / sides_.groups, unit % sides_.groups,
-               tiles.tile(sweep_, item % tiles.count));
+      const bool sums_are =
+          run_tile(weights, gaps, unit / sets_, sets[unit % sets_], tiles.tile(sweep_, item % tiles.count));
+      if (!sums_are) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
     });
+    return finite || !joins_;
   }
 
  private:
   // Of the products that matrix registers make one in so many is wanted at least.
-  static constexpr int64_t least_share = 4;
+  static constexpr int64_t least_share = 16;
   // The weights of 32 destinations and so many steps stay in L1 while all pixels of a tile pass.
   static constexpr int64_t most_steps = 12;
 
@@ -96,9 +107,10 @@ class MatrixConvolution {
     int64_t row, pixel;
   };
 
-  // A group in a tile.
+  // A set of groups in a tile.
   struct Job {
-    int64_t group, rows, depth, steps, length;
+    GroupSet set;
+    int64_t rows, depth, steps, length;
     BFloat16** dests;  // [rows], where the tile begins; else there are sums
     const BFloat16** residuals;
     float* sums;
@@ -109,21 +121,25 @@ class MatrixConvolution {
     int64_t sum_distance;
     float* block;           // [32][32] sums
     const GapVector* gaps;  // of dests' vectors, or null
+    Vec<float> infinite;    // NaN in some lane where a sum was infinite or none
     Block done;             // whose sums they are; pixel < 0: nobody's
   };
 
-  void run_tile(const MatrixWeights& weights, const Gaps& gaps, int64_t n, int64_t group,
+  // Whether all sums are finite.
+  bool run_tile(const MatrixWeights& weights, const Gaps& gaps, int64_t n, const GroupSet& set,
                 const Tile& tile) const {
     const PlaneShape shape(sweep_, tile);
     Job job{};
-    job.group = group;
-    job.rows = sides_.dests.count(group);
-    job.depth = divide_up(sides_.sources.count(group), block_depth);
+    const ChannelSet sources = set.of(sides_.sources), dests = set.of(sides_.dests);
+    job.set = set;
+    job.rows = dests.count;
+    job.depth = divide_up(sources.count, block_depth);
     job.steps = sides_.taps * job.depth;
     job.length = tile_length(tile, shape.pitch);
     job.distance = row_distance<float>(planes_.count * shape.size + span);
     job.sum_distance = row_distance<float>(divide_up(job.length, span) * span);
     job.done.pixel = -1;
+    job.infinite = zero<float>();
     job.gaps = gaps.dest;
     const bool direct = dest_direct_ || dest_gaps_;
     const int64_t summed = direct ? 0 : job.rows * job.sum_distance;
@@ -147,7 +163,6 @@ class MatrixConvolution {
     job.residuals = space.take<const BFloat16*>(job.rows);
     job.bias = space.take<float>(job.rows);
 
-    const ChannelSet sources{sides_.sources.of(group), sides_.sources.count(group)};
     if (gaps.source) {
       stage_vectors(p_.source, n, sources, planes_, tile, shape, gaps.source, operands, job.distance);
     } else {
@@ -157,7 +172,7 @@ class MatrixConvolution {
     fill_zero(operands + pairs * job.distance, (job.depth * pairs_deep - pairs) * job.distance);
 
     for (int64_t r = 0; r < job.rows; ++r) {
-      const int64_t channel = sides_.dests.of(group)[r];
+      const int64_t channel = dests[r];
       job.bias[r] = sides_.bias(channel);
       job.dests[r] = p_.dest.at(n, channel, tile.row, tile.col);
       job.residuals[r] = p_.residual.data ? p_.residual.at(n, channel, tile.row, tile.col) : nullptr;
@@ -165,9 +180,9 @@ class MatrixConvolution {
     const MatrixRegisters registers;
     multiply_tile(weights, shape, job);
     if (!direct) {
-      unstage(job.sums, job.sum_distance, shape.pitch, {sides_.dests.of(group), job.rows}, sweep_, tile,
-              finish_, p_.residual, p_.dest, n);
+      unstage(job.sums, job.sum_distance, shape.pitch, dests, sweep_, tile, finish_, p_.residual, p_.dest, n);
     }
+    return _mm512_cmp_ps_mask(job.infinite.v, job.infinite.v, _CMP_UNORD_Q) == 0;
   }
 
   void multiply_tile(const MatrixWeights& weights, const PlaneShape& shape, Job& job) const {
@@ -196,10 +211,10 @@ class MatrixConvolution {
   // Registers 0 to 3 are sums, 4 and 5 weights, 6 and 7 pixels.
   void multiply(const MatrixWeights& weights, const PlaneShape& shape, const Job& job, const Block& at,
                 int64_t first, int64_t end, const float* so_far) const {
-    const BFloat16* upper = weights.of(job.group, at.row) + first * register_numbers;
+    const BFloat16* upper = weights.of(job.set, at.row) + first * register_numbers;
     const BFloat16* lower = upper;  // where there are no more than 16 destinations left
     if (at.row + block_rows < job.rows)
-      lower = weights.of(job.group, at.row + block_rows) + first * register_numbers;
+      lower = weights.of(job.set, at.row + block_rows) + first * register_numbers;
     const int64_t operand_bytes = job.distance * static_cast<int64_t>(sizeof(Operand));
     if (first == 0) {
       clear_register<0>();
@@ -242,25 +257,34 @@ class MatrixConvolution {
   }
 
   // The block that is done leaves for the image, or for the sums of the tile.
-  void finish_block(const Job& job) const {
+  void finish_block(Job& job) const {
     if (job.done.pixel < 0) return;
     const int64_t end = smaller(job.done.row + span, job.rows), pixel = job.done.pixel;
     const int64_t count = smaller(span, job.length - pixel);
     const float* from = job.block;
+    Vec<float> infinite = job.infinite;
     for (int64_t r = job.done.row; r < end; ++r, from += span) {
       if (job.gaps) {
-        finish_between_gaps(job, from, r);
+        finish_between_gaps(job, from, r, infinite);
       } else if (dest_direct_) {
-        finish_row(from, job.bias[r], job.residuals[r] + pixel, job.dests[r] + pixel, count);
+        finish_row(from, job.bias[r], job.residuals[r] + pixel, job.dests[r] + pixel, count, infinite);
       } else {
-        finish_row(from, job.bias[r], static_cast<const float*>(nullptr),
-                   job.sums + r * job.sum_distance + pixel, count);
+        const float* no_residual = nullptr;
+        finish_row(from, job.bias[r], no_residual, job.sums + r * job.sum_distance + pixel, count, infinite);
       }
     }
+    job.infinite = infinite;
+  }
+
+  // Turns lanes of `infinite` into NaN where sums are infinite or none.
+  static GROUPCONV_INLINE Vec<float> looked_at(Vec<float> sum, Vec<float>& infinite) {
+    infinite = multiply_add(sum, zero<float>(), infinite);
+    return sum;
   }
 
   // Where rows of pixels follow each other in the image, and those of the block do not.
-  GROUPCONV_INLINE void finish_between_gaps(const Job& job, const float* from, int64_t row) const {
+  GROUPCONV_INLINE void finish_between_gaps(const Job& job, const float* from, int64_t row,
+                                            Vec<float>& infinite) const {
     const Vec<float> bias = Vec<float>::broadcast(job.bias[row]);
     const Vec<float> low = Vec<float>::broadcast(finish_.range.low),
                      high = Vec<float>::broadcast(finish_.range.high);
@@ -270,7 +294,8 @@ class MatrixConvolution {
       const GapVector& gap = job.gaps[(job.done.pixel + i) / block_cols];
       const uint32_t lanes = gap.lanes & Vec<float>::first(smaller(left, block_cols));
       const auto present = Vec<float>::first(__builtin_popcount(lanes));
-      Vec<float> x = compress(Vec<float>::load(from + i), Vec<float>::from_bits(lanes)) + bias;
+      const Vec<float> sum = compress(Vec<float>::load(from + i), Vec<float>::from_bits(lanes));
+      Vec<float> x = looked_at(sum, infinite) + bias;
       if (p_.residual.data) x = x + Vec<float>::load(job.residuals[row] + gap.before, present);
       clamp(low, high, x).store(job.dests[row] + gap.before, present);
     }
@@ -278,14 +303,14 @@ class MatrixConvolution {
 
   template <class Out>
   GROUPCONV_INLINE void finish_row(const float* from, float bias_number, const Out* residual, Out* to,
-                                   int64_t count) const {
+                                   int64_t count, Vec<float>& infinite) const {
     constexpr bool last = __is_same(Out, BFloat16);
     const Vec<float> bias = Vec<float>::broadcast(bias_number);
     const Vec<float> low = Vec<float>::broadcast(finish_.range.low),
                      high = Vec<float>::broadcast(finish_.range.high);
     const bool adds = last && p_.residual.data, clamps = last && p_.activation != Activation::none;
     const auto finish = [&](int64_t i, auto... mask) GROUPCONV_INLINE_LAMBDA {
-      Vec<float> x = Vec<float>::load(from + i, mask...) + bias;
+      Vec<float> x = looked_at(Vec<float>::load(from + i, mask...), infinite) + bias;
       if (adds) x = x + Vec<float>::load(residual + i, mask...);
       if (clamps) x = clamp(low, high, x);
       x.store(to + i, mask...);
@@ -306,7 +331,8 @@ class MatrixConvolution {
   Finish<float> finish_;
   bool source_flat_;
   bool dest_direct_, dest_gaps_;  // dest_gaps_: direct, but for the gaps between rows
-  int64_t most_sources_ = 0, most_dests_ = 0, pairs_;
+  bool joins_ = false;            // groups share registers
+  int64_t sets_ = 0, most_sources_ = 0, most_dests_ = 0, pairs_;
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What matrix registers multiply. False, and nothing done, where they would stay half empty.
+// What matrix registers multiply. False where it has to be done another way.
 #include "cpu/convolve_matrix.h"
 #include "cpu/dispatch.h"
 #include "cpu/peak.h"
@@ -6,9 +6,7 @@
 namespace groupconv::cpu::GROUPCONV_ISA {
 
 bool convolve_matrix(const ConvolveProblem<BFloat16>& problem) {
-  if (!MatrixConvolution::suits(problem)) return false;
-  MatrixConvolution(problem).run();
-  return true;
+  return MatrixConvolution::suits(problem) && MatrixConvolution(problem).run();
 }
 
 double bf16_peak(double seconds) {

@@ -35,7 +35,7 @@ def conv2d(
 ) -> torch.Tensor:
     _check_devices(x, weight, bias, residual, table)
     window = Window(*window_and_activation[:8])
-    size = window.output_size(x.shape[2], x.shape[3], weight.shape[1], weight.shape[2])
+    size = window.output_size(x.shape[2], x.shape[3], weight.shape[-2], weight.shape[-1])
     return empty_image(x, (x.shape[0], out_channels, *size), is_channels_last(x))
 
 

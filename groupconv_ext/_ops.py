@@ -21,6 +21,7 @@ from . import _fakes
 
 __all__ = [
     "LIBRARY",
+    "bare_conv2d",
     "chain",
     "chain_grad",
     "conv2d",
@@ -178,6 +179,15 @@ def _register(name: str, batch: Callable[..., Batched]) -> Any:
     return call
 
 
+def _entry(name: str) -> Any:
+    """The operation without the Python around it: 0.4 µs less, and errors that torch words."""
+    if unavailable is not None:
+        return globals()[name]
+    overload = getattr(torch.ops.groupconv, name).default
+    # What OpOverload.__call__ calls, and does nothing else.
+    return getattr(overload, "_op", overload)
+
+
 def _out_of_memory(error: RuntimeError, device: torch.device) -> RuntimeError:
     """Torch's own error for memory that an operation could not get.
 
@@ -234,6 +244,7 @@ def follow_tf32(x: torch.Tensor) -> None:
 
 Op = Callable[..., torch.Tensor]
 conv2d: Op = _register("conv2d", _batch_conv2d)
+bare_conv2d: Op = _entry("conv2d")
 conv2d_input_grad: Op = _register("conv2d_input_grad", _batch_input_grad)
 conv2d_weight_grad: Op = _register("conv2d_weight_grad", _batch_weight_grad)
 

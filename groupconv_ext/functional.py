@@ -9,18 +9,21 @@ for every group g of a :class:`~groupconv_ext.Partition`, and with a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NoReturn
 
 import torch
+from torch import is_autocast_enabled, is_grad_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
+from ._ops import bare_conv2d
 from .autograd import ACTIVATIONS, wants_grad
-from .backends import Backend, Call, best, choice, choose
+from .backends import NATIVE, Backend, Call, best, choice, choose
+from .operations import settled
 from .partition import Partition
 from .prologue import PROLOGUE_ACTIVATIONS, Prologue
-from .window import IntOrPair, Padding, Window, make_window
+from .window import IntOrPair, Padding, Window, is_plain, make_window
 
 __all__ = ["conv1d", "conv2d", "packed_weight"]
 
@@ -61,6 +64,34 @@ def conv2d(
         ValueError: A value that does not fit the partition or the window.
         groupconv_ext.backends.BackendError: A backend asked for by name that cannot run.
     """
+    kind: tuple[Hashable, ...] | None = None
+    inference = prologue is None and not is_grad_enabled() and not is_compiling()
+    if inference and (
+        type(stride) is type(padding) is type(dilation) is int  # the usual case costs little
+        or (is_plain(stride) and is_plain(padding) and is_plain(dilation))
+    ):
+        try:
+            # All that the checks below look at and the operation does not: where that was found
+            # right before, the operation is all that is left to do.
+            kind = (
+                weight.shape,
+                x.dtype,
+                x.dim(),
+                x.is_cpu,
+                stride,
+                padding,
+                dilation,
+                activation,
+                backend,
+                forward_ad._current_level,
+                is_autocast_enabled("cpu"),
+                choice.measured_devices,
+            )
+            rest = partition.settled_calls.get(kind)
+            if rest is not None:
+                return bare_conv2d(x, weight, bias, residual, *rest)
+        except (AttributeError, RuntimeError, TypeError):
+            kind = None  # What is wrong is found again, and said in the same words as everywhere.
     _check_tensors(x, weight, bias, residual)
     if prologue is not None:
         _check_prologue(prologue)
@@ -85,7 +116,8 @@ def conv2d(
     if not isinstance(partition, Partition):
         raise TypeError(f"partition is {partition!r}; expected a groupconv_ext.Partition")
     device = "cpu" if x.is_cpu else x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
+    if device != "meta" and is_autocast_enabled(device):
+        kind = None  # what is convolved is not what was given
         x, weight, bias, residual = _autocast(x, weight, bias, residual)
         prologue = None if prologue is None else _autocast_prologue(prologue, x)
     weight = packed_weight(weight, partition)
@@ -94,7 +126,7 @@ def conv2d(
         activation = "none"
     elif activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; expected None or one of {ACTIVATIONS}")
-    needs_grad = torch.is_grad_enabled() and wants_grad(x, weight, bias, residual)
+    needs_grad = is_grad_enabled() and wants_grad(x, weight, bias, residual)
     if prologue is not None:
         needs_grad = needs_grad or wants_grad(prologue.scale, prologue.shift)
     in_forward_mode = forward_ad._current_level >= 0
@@ -109,7 +141,9 @@ def conv2d(
         chosen = choose(backend, Call(*call))
         if not is_compiling():
             _choices[backend, call] = chosen
-    elif chosen.checks_operands:
+    if kind is not None and chosen is NATIVE and device == "cpu" and not in_forward_mode:
+        partition.settled_calls.add(kind, settled(partition, window, activation))
+    if chosen.checks_operands and not is_compiling():
         # Looking at every operand from Python takes as long as a small convolution, so only a call
         # that was refused is looked at again: to say why in the same words as everywhere.
         try:

@@ -33,9 +33,9 @@ lists. For even groups that is exactly the memory of ``nn.Conv2d(groups=G).weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain, pairwise
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,19 @@ __all__ = ["Partition", "kronecker_radices"]
 
 Device: TypeAlias = torch.device | str | int
 Derivation: TypeAlias = Callable[..., npt.NDArray[np.signedinteger]]
+
+
+class Settled(dict[tuple[Hashable, ...], tuple[Any, ...]]):
+    """For kinds of calls what follows from the kind alone; bounded."""
+
+    def add(self, kind: tuple[Hashable, ...], what: tuple[Any, ...]) -> None:
+        """Keep it; a program has few kinds, a search over settings must not fill the memory."""
+        if len(self) >= _MOST_SETTLED:
+            self.clear()
+        self[kind] = what
+
+
+_MOST_SETTLED = 256
 
 
 class Partition:
@@ -75,6 +88,7 @@ class Partition:
         has_overlap: Some input channel is read by more than one group.
         reads_all: Every input channel is read by some group.
         cpu_table: :meth:`table` on the CPU.
+        settled_calls: What the kernel is given, for every kind of call that was seen and checked.
     """
 
     in_channels: int
@@ -90,6 +104,7 @@ class Partition:
     has_overlap: bool
     reads_all: bool
     cpu_table: torch.Tensor
+    settled_calls: Settled
     _unread: int
     _table: PerDevice
     _entry_positions: PerDevice
@@ -137,6 +152,7 @@ class Partition:
             has_overlap=distinct_reads < len(reads),
             reads_all=distinct_reads == in_channels,
             cpu_table=table.on(torch.device("cpu")),
+            settled_calls=Settled(),
             _unread=in_channels - distinct_reads,
             _table=table,
             _entry_positions=PerDevice(

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from ._checks import LARGEST
 
-__all__ = ["POINTWISE", "IntOrPair", "Padding", "Window", "make_window"]
+__all__ = ["POINTWISE", "IntOrPair", "Padding", "Window", "is_plain", "make_window"]
 
 IntOrPair: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = IntOrPair | str
@@ -100,6 +100,13 @@ def make_window(
         top, left = _pair("padding", padding, 0)
         bottom, right = top, left
     return Window(stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w)
+
+
+def is_plain(value: IntOrPair | Padding) -> bool:
+    """Whether this equals nothing but what means the same, as ``1`` equals ``True`` and ``1.0``."""
+    if type(value) is tuple and len(value) == 2:
+        return type(value[0]) is type(value[1]) is int
+    return type(value) is int or type(value) is str
 
 
 def _halves(total: int) -> tuple[int, int]:

@@ -121,6 +121,8 @@ def test_conv2d_refuses(change: dict[str, Any], error: type[Exception], message:
         with torch.no_grad(), pytest.raises(error, match=message):
             gc.conv2d(**(given | change))
         gc.conv2d(**given)
+        with torch.no_grad():
+            gc.conv2d(**given)
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,11 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
                     int64_t dilation_h, int64_t dilation_w, int64_t activation) {
   check_image("input", input);
   const PartitionView partition = read_partition(table, input.size(1), out_channels);
-  check_weight(weight, partition);
+  check_weight_or_grouped(weight, partition);
   check_like("weight", weight, "input", input);
-  const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,
-                                    pad_left, pad_right, dilation_h, dilation_w);
+  const int64_t rank = weight.dim();
+  const Window window = make_window(weight.size(rank - 2), weight.size(rank - 1), stride_h, stride_w, pad_top,
+                                    pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
   const auto sizes =
       output_sizes(window, input.size(0), partition.out_channels, input.size(2), input.size(3));
   const Activation activate = make_activation(activation);

@@ -38,6 +38,21 @@ inline void check_weight(const Tensor& weight, const PartitionView& partition) {
                   sizes_text(weight));
 }
 
+// The weight of even groups may also come as nn.Conv2d has it, [outputs, inputs of a group, kh, kw]: the same memory,
+// and a small call from Python is spared the view of it.
+inline void check_weight_or_grouped(const Tensor& weight, const PartitionView& partition) {
+  if (weight.dim() != 4) return check_weight(weight, partition);
+  bool fits = weight.size(0) == partition.out_channels;
+  for (int64_t g = 0; g < partition.groups; ++g) {
+    fits = fits && partition.inputs.count(g) == weight.size(1) &&
+           partition.outputs.count(g) * partition.groups == partition.out_channels;
+  }
+  STD_TORCH_CHECK(fits,
+                  "a weight of 4 dimensions must be that of even groups, [outputs, inputs of a group, kh, "
+                  "kw]; got ",
+                  sizes_text(weight), " for ", partition.out_channels, " outputs");
+}
+
 // float and double compute in themselves, bfloat16 in float.
 template <class Body>
 auto for_dtype(const Tensor& tensor, const Body& body) {

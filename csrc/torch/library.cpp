@@ -4,7 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(groupconv, m) {
-  // activation(conv(input) + bias + residual); weight is packed, [entries, kh, kw]
+  // activation(conv(input) + bias + residual); weight is packed, [entries, kh, kw]; on the CPU that of even groups
+  // may be [outputs, inputs of a group, kh, kw]
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor table, int out_channels, "
       "int stride_h=1, int stride_w=1, int pad_top=0, int pad_bottom=0, int pad_left=0, int pad_right=0, "

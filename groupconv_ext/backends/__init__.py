@@ -33,6 +33,7 @@ from .registry import Backend, Call, Question
 from .triton import TRITON
 
 __all__ = [
+    "NATIVE",
     "Backend",
     "BackendError",
     "Call",

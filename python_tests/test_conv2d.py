@@ -200,6 +200,7 @@ def test_ends_of_tiles(
 # In channels_last: lanes over the inputs, in both passes' ways and in the weight gradient.
 FEW_OF_MANY: dict[str, tuple[Partition, Geometry]] = {
     "few outputs": (Partition.random(150, 9, 1, seed=0), Geometry((9, 11))),
+    "few outputs of very many": (Partition.contiguous(310, 9, 1), Geometry((9, 11))),
     "few outputs, 3×3": (
         Partition(137, 10, [range(69, 0, -1), range(70, 136)], [[3, 1, 0, 9, 4], [2, 5, 6, 7, 8]]),
         Geometry((9, 10), (3, 3), padding=AROUND),
@@ -251,6 +252,23 @@ def test_every_number_of_pixels_and_rows(isa: str, dtype: torch.dtype, layout: s
         geometry = Geometry((1, count))
         x, weight, bias = tensors(partition, geometry, 1, dtype)
         check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
+
+
+@each_dtype
+def test_every_run_of_pixels_for_a_vector_of_outputs(isa: str, dtype: torch.dtype) -> None:
+    # Inputs that lie side by side, and that begin and end as if they did.
+    place = LAYOUTS["channels_last"]
+    for count in range(1, 18):
+        ins, outs = 5 * count, 4 + count % 13
+        middle = [*range(2, ins - 2)][::-1]
+        for order in (range(ins), [0, 1, *middle, ins - 2, ins - 1]):
+            partition = Partition(ins, outs, [order], [range(outs)])
+            geometry = Geometry((1, count))
+            x, weight, bias = tensors(partition, geometry, 64 // count + 1, dtype)
+            residual = torch.randn_like(reference.conv2d(x, weight, bias, partition))
+            check_convolution(
+                partition, geometry, place(x), weight, bias, place(residual), "relu", place
+            )
 
 
 @each_dtype

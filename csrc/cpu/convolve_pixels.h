@@ -27,14 +27,16 @@ class PixelConvolution {
   static constexpr bool has_planes = requires(const Blocks& blocks) { blocks.wants_planes(); };
 
  public:
-  static bool suits(const ConvolveProblem<Stored>& p) {
+  static bool suits(const ConvolveProblem<Stored>& p) { return can_run(p) && Blocks::suits(p); }
+
+  static bool can_run(const ConvolveProblem<Stored>& p) {
     if (!p.source.channels_last() || !p.dest.channels_last()) return false;
     if (p.transposed && p.partition->inputs_overlap) return false;
     const Sweep& sweep = *p.sweep;
     if (sweep.far_taps) return false;  // most of what would be staged is never read
     // Packing the weights has to pay.
     const int64_t enough_pixels = sweep.taps.size() > 1 ? Blocks::least_pixels_of_window : 64;
-    return p.dest.batch * sweep.rows * sweep.cols >= enough_pixels && Blocks::suits(p);
+    return p.dest.batch * sweep.rows * sweep.cols >= enough_pixels;
   }
 
   explicit PixelConvolution(const ConvolveProblem<Stored>& problem)
@@ -64,7 +66,10 @@ class PixelConvolution {
                         p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch) : 1);
     source_.set_widest(tiling.tile_cols);
     strip_rows_ = 1;
-    strip_cols_ = divide_up(tiling.tile_cols, divide_up(tiling.tile_cols, Blocks::most));
+    // A block that takes any number of pixels, stores its sums itself and is the only one has nobody to wait for.
+    strip_cols_ = has_planes && dest_direct_ && blocks_.count() == 1
+                      ? tiling.tile_cols
+                      : divide_up(tiling.tile_cols, divide_up(tiling.tile_cols, Blocks::most));
     if (splits) {
       source_.split(planes, tiling.tile_rows);
       strip_rows_ = tiling.tile_rows;
@@ -173,6 +178,10 @@ bool convolve_pixels(const ConvolveProblem<Stored>& problem) {
   if constexpr (has_permute<compute_t<Stored>>) {
     using Deep = PixelConvolution<Stored, DeepBlocks<Stored>>;
     if (Deep::suits(problem)) return Deep(problem).run(), true;
+    using Wide = PixelConvolution<Stored, WideBlocks<Stored>>;
+    if (Wide::can_run(problem) && PixelCosts<Stored>(Sides<Stored>(problem)).lines_pay()) {
+      return Wide(problem).run(), true;
+    }
   }
   if (convolve_wide<compute_t<Stored>>(problem)) return true;
   if constexpr (has_permute<compute_t<Stored>>) {

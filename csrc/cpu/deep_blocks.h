@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cpu/multiply.h"
+#include "cpu/pixel_costs.h"
 #include "cpu/pixels.h"
 #include "cpu/sides.h"
 #include "cpu/strides.h"
@@ -32,7 +33,6 @@ struct DeepTile {
 };
 
 constexpr int deep_pixels = 4;
-constexpr int deep_rows = vector_registers == 32 ? 6 : 2;
 
 template <class T, int R, int P>
 void multiply_deep(const DeepTile<T>& tile) {
@@ -125,39 +125,19 @@ class DeepBlocks {
   static constexpr int64_t most = 4 * deep_pixels;
   static constexpr int64_t least_pixels_of_window = 64;
 
-  // Where lanes over destinations (wide_blocks.h) or, if those would idle, rows of all source channels (convolve.h)
-  // take more time. Counted in instructions for a lattice pixel; what each is worth is fitted to layers of 8 to
-  // 1128 sources and 2 to 16 destinations a group (benches/NOTES.md).
+  // Where the other ways take more time.
   static bool suits(const ConvolveProblem<Stored>& p) {
     const Sides<Stored> sides(p);
     if (p.partition->entries() * p.window_area > INT32_MAX) return false;  // gathered by 32 bits
     const int64_t reads = sides.sources.offsets[sides.groups];
     const bool gathered = !in_order(sides.sources, sides.groups);
     if (reads < (gathered ? 64 : 32) * sides.groups) return false;
-    double deep = 0, wide = 0, rows = 0;
-    for (int64_t g = 0; g < sides.groups; ++g) {
-      const int64_t sources = sides.sources.count(g), dests = sides.dests.count(g);
-      const double depth = static_cast<double>(sides.taps * sources);
-      const double steps = static_cast<double>(sides.taps * divide_up(sources, lanes));
-      for_each_block(dests, [&](int64_t, int64_t count) {
-        deep += steps * (3.2 + 2 * static_cast<double>(count)) + 13 * static_cast<double>(count);
-      });
-      for_each_lane_block<T>(
-          dests, [&](int64_t, int64_t, int64_t width) { wide += depth * (width > lanes ? 3.6 : 2.6); });
-      const double by_row = sides.taps == 1 ? 0.14 : dests < max_tile_rows ? 0.3 : 0.2;
-      rows += depth * by_row * 16 / lanes * static_cast<double>(dests);
-    }
-    const Sweep& sweep = *p.sweep;
-    const double read = static_cast<double>(reads * sweep.source_step_h * sweep.source_step_w);
-    if (sides.taps > 1 || gathered) deep += (gathered ? 3 : 0.75) * read;
-    if (sides.taps > 1) wide += (gathered ? 3 : 0.75) * read;
-    rows += 1.8 * read;
-    return deep < (fills_lanes<T>(sides.dests, sides.groups) ? wide : rows);
+    return PixelCosts<Stored>(sides).deep_pays();
   }
 
   explicit DeepBlocks(const Sides<Stored>& sides) : sides_(sides) {
     for (int64_t g = 0; g < sides_.groups; ++g) {
-      for_each_block(sides_.dests.count(g), [&](int64_t, int64_t) { ++count_; });
+      for_each_deep_block(sides_.dests.count(g), [&](int64_t, int64_t) { ++count_; });
       weights_ += sides_.dests.count(g) * row_size(g);
       sums_ += sides_.dests.count(g);
       most_sources_ = larger(most_sources_, sides_.sources.count(g));
@@ -190,7 +170,7 @@ class DeepBlocks {
     for (int64_t g = 0; g < sides_.groups; ++g) {
       const int64_t sources = sides_.sources.count(g);
       for (int64_t i = 0; i < sources; ++i) columns[i] = static_cast<int32_t>(i * sides_.source_step(g));
-      for_each_block(sides_.dests.count(g), [&](int64_t first, int64_t rows) {
+      for_each_deep_block(sides_.dests.count(g), [&](int64_t first, int64_t rows) {
         const int32_t* to = sides_.dests.of(g) + first;
         *block++ = {weights, bias, read, sources, rows, dest_direct ? to[0] : sum};
         for (int64_t r = 0; r < rows; ++r) {
@@ -226,16 +206,6 @@ class DeepBlocks {
   }
 
  private:
-  // A group's destinations in equal tiles: body(first, how many).
-  template <class Body>
-  static void for_each_block(int64_t dests, const Body& body) {
-    const int64_t blocks = divide_up(dests, int64_t{deep_rows});
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t first = dests * b / blocks;
-      body(first, dests * (b + 1) / blocks - first);
-    }
-  }
-
   // What a destination's weights take.
   int64_t row_size(int64_t group) const {
     return sides_.taps * divide_up(sides_.sources.count(group), lanes) * lanes;

@@ -35,11 +35,51 @@ struct PixelTile {
   int64_t channels;          // that exist, of the V · lanes
   bool clamped;
   sum_t<T> low, high;
+  bool lines = false;  // the offsets count up by one
 };
 
 constexpr int most_pixels(int vectors, int taps) {
   const int fit = (vector_registers - 1) / vectors - taps;
   return fit < 14 ? fit : 14;
+}
+
+// Residual, clamp and store of what was summed.
+template <class T, int V, int P>
+GROUPCONV_INLINE void finish_pixels(const PixelTile<T>& tile, Vec<sum_t<T>> (&sums)[P][V]) {
+  using Sum = Vec<sum_t<T>>;
+  constexpr int lanes = Vec<T>::lanes;
+  const auto mask = Vec<T>::first(tile.channels - (V - 1) * lanes);
+  if (tile.residual) {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      const sum_t<T>* added = tile.residual + p * tile.dest_stride;
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        sums[p][v] =
+            sums[p][v] + (v == V - 1 ? Sum::load(added + v * lanes, mask) : Sum::load(added + v * lanes));
+      }
+    }
+  }
+  if (tile.clamped) {
+    const Sum low = Sum::broadcast(tile.low), high = Sum::broadcast(tile.high);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums[p][v] = clamp(low, high, sums[p][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    sum_t<T>* dest = tile.dest + p * tile.dest_stride;
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      if (v == V - 1) {
+        sums[p][v].store(dest + v * lanes, mask);
+      } else {
+        sums[p][v].store(dest + v * lanes);
+      }
+    }
+  }
 }
 
 template <class T, int V, int W, int P>
@@ -93,44 +133,82 @@ void multiply_pixels(const PixelTile<T>& tile) {
     }
   }
 
-  const auto mask = V_::first(tile.channels - (V - 1) * lanes);
-  if (tile.residual) {
+  finish_pixels<T, V, P>(tile, sums);
+}
+
+// The same for one vector of channels where the sources of a pixel lie side by side: with a pointer for each of twelve
+// pixels and the depth unrolled an address is a register and a constant, and a broadcast is part of its multiply-add.
+template <class T, int P>
+void multiply_lines(const PixelTile<T>& tile) {
+  using V_ = Vec<T>;
+  using Sum = Vec<sum_t<T>>;
+  constexpr int lanes = V_::lanes;
+  constexpr int64_t step = 8;
+  constexpr int pointers = P < 12 ? P : 12;
+
+  Sum sums[P][1];
+  const Sum start = Sum::load(tile.bias);
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) sums[p][0] = start;
+
+  const T* from[pointers];
+#pragma GCC unroll 16
+  for (int p = 0; p < pointers; ++p) {
+    from[p] = tile.source + tile.offsets[0] + p * tile.pixel_stride;
+    asm("" : "+r"(from[p]));
+  }
+  // Of the thirteenth and fourteenth pixel from the first and second.
+  int64_t beyond = 12 * tile.pixel_stride * static_cast<int64_t>(sizeof(T));
+  asm("" : "+r"(beyond));
+  const T* weight = tile.weight;
+  const auto multiply = [&](int64_t j) GROUPCONV_INLINE_LAMBDA {
+    const V_ w = V_::load(weight + j * lanes);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
-      const sum_t<T>* added = tile.residual + p * tile.dest_stride;
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) {
-        sums[p][v] =
-            sums[p][v] + (v == V - 1 ? Sum::load(added + v * lanes, mask) : Sum::load(added + v * lanes));
-      }
+      const T* at =
+          p < pointers
+              ? from[p]
+              : reinterpret_cast<const T*>(reinterpret_cast<const char*>(from[p - pointers]) + beyond);
+      sums[p][0] = multiply_add(w, V_::broadcast(at[j]), sums[p][0]);
     }
-  }
-  if (tile.clamped) {
-    const Sum low = Sum::broadcast(tile.low), high = Sum::broadcast(tile.high);
+  };
+  const auto advance = [&](int64_t by) GROUPCONV_INLINE_LAMBDA {
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[p][v] = clamp(low, high, sums[p][v]);
+    for (int p = 0; p < pointers; ++p) {
+      from[p] += by;
+      asm("" : "+r"(from[p]));
     }
+    weight += by * lanes;
+  };
+  int64_t left = tile.depth;
+  for (; left >= step; left -= step) {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < step; ++j) multiply(j);
+    advance(step);
   }
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    sum_t<T>* dest = tile.dest + p * tile.dest_stride;
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      if (v == V - 1) {
-        sums[p][v].store(dest + v * lanes, mask);
-      } else {
-        sums[p][v].store(dest + v * lanes);
-      }
-    }
+  for (; left > 0; --left) {
+    multiply(0);
+    advance(1);
   }
+  finish_pixels<T, 1, P>(tile, sums);
+}
+
+// Whether the sources of a pixel lie side by side, in order. Looking at all of them, a
+// vector at a time, is quicker than stopping at the first that does not.
+GROUPCONV_INLINE bool count_up(const int64_t* offsets, int64_t depth) {
+  if (depth == 0 || offsets[depth - 1] != offsets[0] + depth - 1) return false;
+  int64_t wrong = 0;
+  for (int64_t j = 0; j < depth; ++j) wrong |= offsets[j] ^ (offsets[0] + j);
+  return wrong == 0;
 }
 
 template <class T, int V, int W, int P = most_pixels(V, W)>
 void multiply_pixel_run(const PixelTile<T>& tile, int64_t pixels) {
   if constexpr (P > 1) {
     if (pixels < P) return multiply_pixel_run<T, V, W, P - 1>(tile, pixels);
+  }
+  if constexpr (V == 1 && W == 1 && vector_registers == 32 && P > 8) {
+    if (tile.lines) return multiply_lines<T, P>(tile);
   }
   multiply_pixels<T, V, W, P>(tile);
 }
@@ -140,13 +218,14 @@ void multiply_pixel_run(const PixelTile<T>& tile, int64_t pixels) {
 template <class T, int V, int W>
 void multiply_pixel_row(PixelTile<T>& tile, int64_t pixels) {
   constexpr int64_t most = most_pixels(V, W);
-  if (pixels <= most) return multiply_pixel_run<T, V, W>(tile, pixels);
-  const int64_t run = divide_up(pixels, divide_up(pixels, most));
-  for (; pixels > 0; pixels -= run) {
-    multiply_pixel_run<T, V, W>(tile, smaller(run, pixels));
+  if constexpr (V == 1 && W == 1 && vector_registers == 32) tile.lines = count_up(tile.offsets, tile.depth);
+  for (int64_t runs = divide_up(pixels, most); runs > 0; --runs) {
+    const int64_t run = divide_up(pixels, runs);
+    multiply_pixel_run<T, V, W>(tile, run);
     tile.source += run * tile.pixel_stride;
     tile.dest += run * tile.dest_stride;
     if (tile.residual) tile.residual += run * tile.dest_stride;
+    pixels -= run;
   }
 }
 

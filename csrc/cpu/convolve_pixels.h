@@ -63,7 +63,7 @@ class PixelConvolution {
     source_.open(shared);
 
     const Tiling tiling(sweep_, source_.staged_per_pixel(), 0, sizeof(T),
-                        p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch) : 1);
+                        p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch) : 1, Blocks::most);
     source_.set_widest(tiling.tile_cols);
     strip_rows_ = 1;
     // A block that takes any number of pixels, stores its sums itself and is the only one has nobody to wait for.

@@ -45,12 +45,14 @@ constexpr int64_t most_tile_bytes = 960 << 10;
 
 // The sweep's lattice cut into tiles: whole lattice rows where one fits, parts of a row otherwise.
 struct Tiling {
+  static constexpr int64_t narrowest = 48;
   int64_t tile_rows, tile_cols, across, count;
 
   // A tile stages `source_planes` planes and keeps `dest_rows` rows of sums, of `element` bytes each.
   // More tiles than cache asks for are made when `wanted` are.
-  Tiling(const Sweep& sweep, int64_t source_planes, int64_t dest_rows, int64_t element, int64_t wanted) {
-    constexpr int64_t narrowest = 48;
+  // A single row is cut into multiples of `unit_of_row`, what a kernel takes at once.
+  Tiling(const Sweep& sweep, int64_t source_planes, int64_t dest_rows, int64_t element, int64_t wanted,
+         int64_t unit_of_row = narrowest) {
     const int64_t budget = tile_bytes / element;
     const int64_t per_row = source_planes + dest_rows;  // planes and sums that one more row adds to
     const int64_t halo = source_planes * sweep.halo_rows;
@@ -71,8 +73,10 @@ struct Tiling {
       // Not so low that reading the halo again, or starting a tile, would cost more than it gains.
       const int64_t lowest = larger(divide_up(int64_t{256}, sweep.cols), 4 * sweep.halo_rows);
       tile_rows = smaller(tile_rows, larger(divide_up(sweep.rows, wanted), lowest));
-    } else {
-      tile_cols = smaller(tile_cols, divide_up(divide_up(sweep.cols, wanted), narrowest) * narrowest);
+    } else if (wanted > 1) {
+      // To the nearest: a short tile more leaves threads more even than all tiles longer.
+      const int64_t units = (divide_up(sweep.cols, wanted) + unit_of_row / 2) / unit_of_row;
+      tile_cols = smaller(tile_cols, larger(units, int64_t{1}) * unit_of_row);
     }
     // Equal tiles rather than full ones and a rest.
     tile_rows = divide_up(sweep.rows, divide_up(sweep.rows, tile_rows));

@@ -54,7 +54,14 @@ void run(int64_t items, void (*body)(void*, int64_t), void* context) {
     const cpu::ScratchUse scratch;
     try {
       for (; begin < end; ++begin) {
-        for (int64_t item = next++; item < items; item = next++) body(context, item);
+        // Neighbours are taken together, fewer and fewer towards the end: what lies side by side stays with one core,
+        // whose prefetching would else take lines away from another that writes them.
+        for (int64_t item = next; item < items;) {
+          const int64_t last = item + std::max<int64_t>((items - item) / (4 * workers), 1);
+          if (!next.compare_exchange_weak(item, last)) continue;
+          for (; item < last; ++item) body(context, item);
+          item = next;
+        }
       }
     } catch (...) {
       next = items;

@@ -4,11 +4,7 @@
 // Down a column of the window, each loaded source vector serves all the rows that it belongs to.
 //   registers  8 sums, up to 7 weights, 1 source
 //   loads      3×3: 36 sources and 9 weights for 72 multiply-adds; the same image row at three offsets
-// A window of 3×3 with stride 1 goes down a strip of one vector of pixels instead, from the map's top to its bottom:
-// all weights stay in registers, a source row meets the three rows of sums that it belongs to, and what a tile has to
-// set up comes once a strip.
-//   registers  9 weights, 3 sums, 1 source
-//   loads      3 for 9 multiply-adds
+// A window of 3×3 with stride 1 goes down strips instead (depthwise_strips.h).
 //
 // The padding is no memory: columns outside the image are masked out of the loads, rows outside it are one
 // row of zeros. Channels are rows by pointer, so permutations and multipliers cost nothing. Behind a prologue
@@ -17,6 +13,7 @@
 
 #include "cpu/depthwise.h"
 #include "cpu/depthwise_prologue.h"
+#include "cpu/depthwise_strips.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -54,8 +51,11 @@ class DepthwiseRows {
   }
 
   void run() const {
-    constexpr int64_t groups_per_item = 16;
+    // What an item sets up weighs as much as a small map of several channels.
+    constexpr int64_t least_per_item = 16, items_for_a_thread = 8;
     const int64_t groups = p_.partition->groups;
+    const int64_t items = p_.threads.count > 1 ? items_for_a_thread * p_.threads.count : 1;
+    const int64_t groups_per_item = larger(least_per_item, divide_up(groups * p_.dest.batch, items));
     const int64_t chunks = divide_up(groups, groups_per_item);
     for_each_item(p_.threads, p_.dest.batch * chunks, [&](int64_t item) {
       const int64_t first = item % chunks * groups_per_item;
@@ -68,7 +68,6 @@ class DepthwiseRows {
     uint32_t* inside;  // [vector][column of the window]: which of the source pixels of a load exist
     T* zeros;          // an image row outside the image
     T* weight;         // [source][column][row], of one destination channel
-    int64_t taps[9];   // of a 3×3 window, by rows: where in a channel's weights
   };
   // A destination channel and the source channels that it sums, or the rows of it that are made from the one
   // source channel of a forward pass.
@@ -77,6 +76,77 @@ class DepthwiseRows {
     const int32_t* sources;
     int64_t count;
     Band<T> band;
+  };
+
+  // Channels that are to go down strips, made some at a time: all that wait have the same rows.
+  class Strips {
+   public:
+    Strips(const DepthwiseRows& of, int64_t n, const uint32_t* inside)
+        : of_(of), dest_stride_(of.p_.dest.stride_c), n_(n), inside_(inside) {
+      if (!of.strips_) return;
+      const ConvolveProblem<T>& p = of.p_;
+      halves_ = of.sweep_.cols <= half_lanes<T>;
+      at_once_ = halves_ ? 2 * strips_at_once : strips_at_once;
+      for (int64_t t = 0; t < 9; ++t) taps_[t] = of.grid_.weight(t / 3, t % 3);
+      job_.height = p.source.height;
+      job_.dest_stride = of.sweep_.dest_step_h * p.dest.stride_h;
+      job_.taps = taps_;
+      job_.clamped = p.activation != Activation::none;
+      job_.range = of.range_;
+      take({nullptr, p.source.stride_h, 0, of.sweep_.rows});
+    }
+
+    // The rows of all channels that are added from now on.
+    void take(const Band<T>& band) {
+      const ConvolveProblem<T>& p = of_.p_;
+      const int64_t y = band.first_row * of_.sweep_.dest_step_h + of_.sweep_.dest_origin_h;
+      const int64_t x = of_.sweep_.dest_origin_w;
+      dest_ = p.dest.at(n_, 0, y, x);
+      residual_ = p.residual.data ? p.residual.at(n_, 0, y, x) : nullptr;
+      job_.first_row = band.first_row + of_.grid_.row(0);
+      job_.end_row = band.end_row + of_.grid_.row(2);
+      job_.source_stride = band.stride_h;
+      begin_ = job_.first_row * band.stride_h + of_.grid_.col(0);
+    }
+
+    GROUPCONV_INLINE void add(const T* plane, const T* weight, int64_t dest) {
+      StripChannel<T>& strip = waiting_[count_];
+      const int64_t at = dest * dest_stride_;
+      strip.source = plane + begin_;
+      strip.weight = weight;
+      strip.start = of_.p_.bias ? of_.p_.bias[dest] : T(0);
+      strip.dest = dest_ + at;
+      strip.residual = residual_ ? residual_ + at : nullptr;
+      if (++count_ == at_once_) flush();
+    }
+
+    void flush() {
+      job_.inside = inside_;
+      for (int64_t col = 0; count_ > 0; job_.inside += 3) {
+        job_.stored = smaller<int64_t>(lanes, of_.sweep_.cols - col);
+        run_strips(job_, waiting_, count_, halves_);
+        col += lanes;
+        if (col >= of_.sweep_.cols) count_ = 0;
+        for (int64_t i = 0; i < count_; ++i) {
+          waiting_[i].source += lanes;
+          waiting_[i].dest += lanes;
+          if (residual_) waiting_[i].residual += lanes;
+        }
+      }
+    }
+
+   private:
+    const DepthwiseRows& of_;
+    int64_t dest_stride_, n_;
+    const uint32_t* inside_;
+    int64_t taps_[9];
+    T* dest_ = nullptr;
+    const T* residual_ = nullptr;
+    int64_t begin_ = 0;
+    StripJob<T> job_{};
+    StripChannel<T> waiting_[2 * strips_at_once];
+    int64_t count_ = 0, at_once_ = 1;
+    bool halves_ = false;
   };
 
   void run_groups(int64_t n, int64_t first, int64_t end) const {
@@ -100,7 +170,6 @@ class DepthwiseRows {
     tables.weight = space.take<T>(most_sources * taps);
     T* prepared = space.take<T>(prepared_.size());
     fill_zero(tables.zeros, p_.source.width);
-    for (int64_t i = 0; i < 9 && strips_; ++i) tables.taps[i] = grid_.weight(i / 3, i % 3);
     for (int64_t v = 0; v < vectors; ++v) {
       for (int64_t j = 0; j < grid_.cols; ++j) {
         const int64_t x = v * lanes * sweep_.source_step_w + grid_.col(j);
@@ -108,34 +177,47 @@ class DepthwiseRows {
             pixels_inside(x, sweep_.source_step_w * lanes, 1, p_.source.width);
       }
     }
+    Strips strips(*this, n, tables.inside);
+    const T* const image = p_.source.at(n, 0, 0, 0);
+    const ChannelLists& inputs = partition.inputs;
+    const ChannelLists& outputs = partition.outputs;
     for (int64_t g = first; g < end; ++g) {
-      const int64_t outputs = partition.outputs.count(g);
-      const int32_t* input = partition.inputs.of(g);
+      const int64_t count = outputs.count(g);
+      const int32_t input = inputs.of(g)[0];
+      const int32_t* output = outputs.of(g);
       const T* weight = p_.weight + partition.weight_offsets[g] * p_.window_area;
-      if (p_.transposed && strips_ && outputs == 1) {
-        const Band<T> whole{p_.source.at(n, partition.outputs.of(g)[0], 0, 0), p_.source.stride_h, 0,
-                            sweep_.rows};
-        run_strips(n, *input, weight, whole, tables);
-        continue;
-      }
-      if (p_.transposed) {
-        transpose_weight(weight, outputs, tables.weight);
-        run_channel(
-            {n, *input, partition.outputs.of(g), outputs, {nullptr, p_.source.stride_h, 0, sweep_.rows}},
-            tables);
-        continue;
-      }
-      for (int64_t row = 0; row < sweep_.rows && outputs > 0;) {
-        const Band<T> band = prepared_.band(n, *input, row, prepared);
-        for (int64_t j = 0; j < outputs && strips_; ++j) {
-          run_strips(n, partition.outputs.of(g)[j], weight + j * p_.window_area, band, tables);
+      if (strips_ && p_.transposed && count == 1) {
+        strips.add(image + *output * p_.source.stride_c, weight, input);
+      } else if (p_.transposed) {
+        transpose_weight(weight, count, tables.weight);
+        run_channel({n, input, output, count, {nullptr, p_.source.stride_h, 0, sweep_.rows}}, tables);
+      } else if (strips_ && !p_.prologue) {
+        for (int64_t j = 0; j < count; ++j, weight += p_.window_area) {
+          strips.add(image + input * p_.source.stride_c, weight, output[j]);
         }
-        for (int64_t j = 0; j < outputs && !strips_; ++j) {
+      } else {
+        run_bands(n, input, output, count, weight, prepared, strips, tables);
+      }
+    }
+    strips.flush();
+  }
+
+  // A group's outputs, band after band of what its input is after the prologue.
+  void run_bands(int64_t n, const int32_t& input, const int32_t* output, int64_t count, const T* weight,
+                 T* prepared, Strips& strips, const Tables& tables) const {
+    for (int64_t row = 0; row < sweep_.rows && count > 0;) {
+      const Band<T> band = prepared_.band(n, input, row, prepared);
+      if (strips_) strips.take(band);
+      for (int64_t j = 0; j < count; ++j) {
+        if (strips_) {
+          strips.add(band.plane, weight + j * p_.window_area, output[j]);
+        } else {
           transpose_weight(weight + j * p_.window_area, 1, tables.weight);
-          run_channel({n, partition.outputs.of(g)[j], input, 1, band}, tables);
+          run_channel({n, output[j], &input, 1, band}, tables);
         }
-        row = band.end_row;
       }
+      strips.flush();
+      row = band.end_row;
     }
   }
 
@@ -169,78 +251,6 @@ class DepthwiseRows {
       }
     }
     run_tiles<1, 1, 1, 2>(channel, tables);
-  }
-
-  GROUPCONV_INLINE void run_strips(int64_t n, int64_t channel, const T* weight, const Band<T>& band,
-                                   const Tables& tables) const {
-    for (int64_t col = 0; col < sweep_.cols; col += lanes) {
-      plain_ ? run_strip<true>(n, channel, weight, band, tables, col)
-             : run_strip<false>(n, channel, weight, band, tables, col);
-    }
-  }
-
-  template <bool Plain>
-  GROUPCONV_INLINE void run_strip(int64_t n, int64_t channel, const T* weight, const Band<T>& band,
-                                  const Tables& tables, int64_t col) const {
-    constexpr int window = 3;
-    V_ w[window][window];
-    Mask inside[window];
-#pragma GCC unroll 3
-    for (int j = 0; j < window; ++j) {
-      inside[j] = V_::from_bits(tables.inside[col / lanes * window + j]);
-#pragma GCC unroll 3
-      for (int i = 0; i < window; ++i) w[i][j] = V_::broadcast(weight[tables.taps[i * window + j]]);
-    }
-    const V_ start = p_.bias ? V_::broadcast(p_.bias[channel]) : zero<T>();
-    const V_ low = V_::broadcast(range_.low), high = V_::broadcast(range_.high);
-    const Mask stored = V_::first(smaller<int64_t>(lanes, sweep_.cols - col));
-    const int64_t height = p_.source.height, stride = band.stride_h;
-    const int64_t row_stride = sweep_.dest_step_h * p_.dest.stride_h;
-    const int64_t first_row = band.first_row * sweep_.dest_step_h + sweep_.dest_origin_h;
-    T* dest = p_.dest.at(n, channel, first_row, col + sweep_.dest_origin_w);
-    const T* residual = Plain || !p_.residual.data
-                            ? nullptr
-                            : p_.residual.at(n, channel, first_row, col + sweep_.dest_origin_w);
-    int64_t y = band.first_row + grid_.row(0);
-    const int64_t end = band.end_row + grid_.row(window - 1);
-    const T* from = band.plane + y * stride + col + grid_.col(0);
-
-    V_ sums[window];
-    // Source row y is the last of the sums stored, and the first of `newest`.
-    const auto add_row = [&](V_& newest, V_& middle, V_& oldest, bool completes) GROUPCONV_INLINE_LAMBDA {
-      newest = start;
-      if (__builtin_expect(y >= 0 && y < height, 1)) {
-#pragma GCC unroll 3
-        for (int j = 0; j < window; ++j) {
-          V_ x = V_::load(from + j, inside[j]);
-          pin(x);
-          oldest = multiply_add(w[2][j], x, oldest);
-          middle = multiply_add(w[1][j], x, middle);
-          newest = multiply_add(w[0][j], x, newest);
-        }
-      }
-      if (completes) {
-        V_ sum = oldest;
-        if constexpr (!Plain) {
-          if (residual) {
-            sum = sum + V_::load(residual, stored);
-            residual += row_stride;
-          }
-          sum = clamp(low, high, sum);
-        }
-        sum.store(dest, stored);
-        dest += row_stride;
-      }
-      ++y;
-      from += stride;
-      return y < end;
-    };
-    sums[1] = sums[2] = start;
-    add_row(sums[0], sums[2], sums[1], false);
-    add_row(sums[1], sums[0], sums[2], false);
-    while (add_row(sums[2], sums[1], sums[0], true) && add_row(sums[0], sums[2], sums[1], true) &&
-           add_row(sums[1], sums[0], sums[2], true)) {
-    }
   }
 
   template <int R, int Height, int StepH, int StepW>

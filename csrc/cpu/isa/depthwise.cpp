@@ -1,3 +1,4 @@
+#include "cpu/depthwise_bands.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_grad_channels.h"
 #include "cpu/depthwise_grad_rows.h"
@@ -18,6 +19,12 @@ bool Kernels<Stored>::depthwise(const ConvolveProblem<Stored>& problem) {
   if constexpr (!is_double<Stored>) {
     const Depthwise shape(*problem.partition);
     if (!shape.suits) return false;
+    if constexpr (is_float<Stored>) {
+      if (DepthwiseBands<Stored>::suits(problem, shape)) {
+        DepthwiseBands<Stored>(problem, shape).run();
+        return true;
+      }
+    }
     if (DepthwiseChannels<Stored>::suits(problem, shape)) {
       DepthwiseChannels<Stored>(problem, shape).run();
       return true;

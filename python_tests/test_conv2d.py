@@ -306,6 +306,26 @@ def test_weights_in_lanes(isa: str, dtype: torch.dtype, layout: str, geometry: G
     check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
 
 
+@each_dtype
+def test_every_number_of_destinations_in_slots(isa: str, dtype: torch.dtype) -> None:
+    # Small groups share vectors: one, two, … of them to a vector, or a group in several slots.
+    place = LAYOUTS["channels_last"]
+    geometry = Geometry((8, 9), (3, 3), padding=AROUND)
+    for count in range(1, 19):
+        for partition in (
+            Partition.random(15, 5 * count, 5, seed=count),
+            Partition.contiguous(6 * (count % 4 + 1), 6 * count, 6),
+            Partition.random(23, 6 * count, 6, seed=count, uneven=True),
+        ):
+            x, weight, bias = tensors(partition, geometry, 1, dtype)
+            residual = torch.randn_like(
+                reference.conv2d(x, weight, bias, partition, *geometry.window)
+            )
+            check_convolution(
+                partition, geometry, place(x), weight, bias, place(residual), "relu", place
+            )
+
+
 # ---- at random ----------------------------------------------------------------------------------
 
 

@@ -1,5 +1,5 @@
 // The driver of a sweep between channels_last images: forward pass and input gradient with lanes over
-// channels. `Blocks` says over which: wide_blocks.h, small_blocks.h, deep_blocks.h.
+// channels. `Blocks` says over which: wide_blocks.h, slot_blocks.h, small_blocks.h, deep_blocks.h.
 //
 // Prepared once per call, for all tiles and threads: weights packed for the lanes, and where each
 // destination channel is found among the sums. The source is read as pixels.h gives it. The destination is
@@ -11,6 +11,7 @@
 #pragma once
 
 #include "cpu/deep_blocks.h"
+#include "cpu/slot_blocks.h"
 #include "cpu/small_blocks.h"
 #include "cpu/sums_out.h"
 #include "cpu/wide_blocks.h"
@@ -24,6 +25,7 @@ class PixelConvolution {
   using T = compute_t<Stored>;
   using Operand = typename Blocks::Operand;
   static constexpr bool computes_as_stored = __is_same(Stored, T);
+  static constexpr bool has_reads = requires(const Blocks& blocks) { blocks.reads(); };
   static constexpr bool has_planes = requires(const Blocks& blocks) { blocks.wants_planes(); };
 
  public:
@@ -43,8 +45,8 @@ class PixelConvolution {
       : p_(problem),
         sweep_(*problem.sweep),
         sides_(problem),
-        source_(p_.source, sweep_, sides_.sources, sides_.groups, Blocks::side_by_side, p_.prologue),
         blocks_(sides_),
+        source_(p_.source, sweep_, reads(), read_lists(), Blocks::side_by_side, p_.prologue),
         sums_out_(p_, blocks_.sums()),
         dest_direct_(computes_as_stored && is_clamp(p_.activation) && blocks_.writes_runs()) {}
 
@@ -87,6 +89,16 @@ class PixelConvolution {
 
  private:
   static constexpr int64_t strip_bytes = 128 << 10;
+
+  // What is copied of a pixel: what the groups read one after the other, or as the blocks say.
+  ChannelLists reads() const {
+    if constexpr (has_reads) return blocks_.reads();
+    return sides_.sources;
+  }
+  int64_t read_lists() const {
+    if constexpr (has_reads) return blocks_.read_lists();
+    return sides_.groups;
+  }
 
   void run_tile(int64_t n, const Tile& tile) const {
     const int64_t sums_size = dest_direct_ ? 0
@@ -156,8 +168,8 @@ class PixelConvolution {
   const ConvolveProblem<Stored>& p_;
   const Sweep& sweep_;
   Sides<Stored> sides_;
-  PixelSource<Stored, Operand> source_;
   Blocks blocks_;
+  PixelSource<Stored, Operand> source_;
   SumsOut<Stored> sums_out_;
   bool dest_direct_;
   int64_t strip_rows_ = 0, strip_cols_ = 0;  // pixels that all blocks take before the next are begun
@@ -185,6 +197,8 @@ bool convolve_pixels(const ConvolveProblem<Stored>& problem) {
   }
   if (convolve_wide<compute_t<Stored>>(problem)) return true;
   if constexpr (has_permute<compute_t<Stored>>) {
+    using Slots = PixelConvolution<Stored, SlotBlocks<Stored>>;
+    if (Slots::suits(problem)) return Slots(problem).run(), true;
     using Small = PixelConvolution<Stored, SmallBlocks<Stored>>;
     if (Small::suits(problem)) return Small(problem).run(), true;
   }

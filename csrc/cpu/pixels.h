@@ -133,11 +133,13 @@ template <class Stored, class Operand = compute_t<Stored>>
 class PixelSource {
   static constexpr int64_t per_read = channels_in<Operand>;
   using Sum = sum_t<Operand>;
+  static constexpr int64_t lanes = Vec<Operand>::lanes;
+  static constexpr int64_t fetched_ahead = 1024;  // numbers
   static constexpr bool reads_stored = __is_same(Stored, Operand) || per_read == 2;
 
  public:
   // Where a kernel wants the channels of a group side by side, or they make pairs, only an image that has them
-  // so can be used as it lies.
+  // so can be used as it lies. `lists` may hold no_channel where a zero is wanted.
   PixelSource(const Image<const Stored>& image, const Sweep& sweep, const ChannelLists& lists, int64_t groups,
               bool side_by_side, const Prologue<Sum>& prologue = {})
       : image_(image),
@@ -161,12 +163,14 @@ class PixelSource {
     shared.plan<int32_t>(per_read * reads_);
     shared.plan<Sum>(prologue_ ? reads_ : 0);
     shared.plan<Sum>(prologue_ ? reads_ : 0);
+    shared.plan<uint32_t>(divide_up(reads_, lanes));
     if constexpr (per_read == 2) Reorder<Stored>::plan(shared, per_read * reads_, image_.channels);
   }
   void open(Workspace& shared) {
     order_ = shared.take<int32_t>(per_read * reads_);
     Sum* scale = shared.take<Sum>(prologue_ ? reads_ : 0);
     Sum* shift = shared.take<Sum>(prologue_ ? reads_ : 0);
+    taken_ = shared.take<uint32_t>(divide_up(reads_, lanes));
     int32_t* place = order_;
     for (int64_t g = 0; g < groups_; ++g) {
       for (int64_t i = 0; i < per_read * operands_for<Operand>(lists_.count(g)); ++i) {
@@ -174,10 +178,15 @@ class PixelSource {
       }
     }
     if constexpr (per_read == 2) reorder_.open(shared, order_, per_read * reads_, image_.channels);
+    fill_zero(taken_, divide_up(reads_, lanes));
+    for (int64_t i = 0; i < reads_; ++i) {
+      if (order_[i] != no_channel) taken_[i / lanes] |= uint32_t{1} << i % lanes;
+    }
     if (!prologue_ || as_it_lies_) return;
     for (int64_t i = 0; i < reads_; ++i) {
-      scale[i] = prologue_.scale[order_[i]];
-      shift[i] = prologue_.shift[order_[i]];
+      const bool exists = order_[i] != no_channel;
+      scale[i] = exists ? prologue_.scale[order_[i]] : Sum(0);
+      shift[i] = exists ? prologue_.shift[order_[i]] : Sum(0);
     }
     prologue_ = {scale, shift, prologue_.relu};
   }
@@ -317,12 +326,18 @@ class PixelSource {
     if constexpr (reads_stored) {
       if (!gathered && prologue_) return prepare_pixel(prologue, from + first, to, count);
       for_each_vector<Operand>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
-        const auto values = gathered ? Vec<Operand>::gather(from, order_ + first + i, mask)
-                                     : Vec<Operand>::load(from + first + i, mask);
-        values.store(to + i, mask);
+        if (!gathered) return Vec<Operand>::load(from + first + i, mask).store(to + i, mask);
+        // While it gathers, memory brings the pixels behind.
+        __builtin_prefetch(from + fetched_ahead + i);
+        // Groups that have planes of their own leave no place empty.
+        const auto taken = planes_ ? mask : Vec<Operand>::from_bits(taken_[i / lanes]);
+        Vec<Operand>::gather(from, order_ + first + i, taken).store(to + i, mask);
       });
     } else if (gathered) {
-      for (int64_t i = 0; i < count; ++i) to[i] = widen(from[order_[first + i]]);
+      for (int64_t i = 0; i < count; ++i) {
+        const int32_t channel = order_[first + i];
+        to[i] = channel == no_channel ? Operand(0) : widen(from[channel]);
+      }
     } else {
       widen_row(from + first, 1, to, count);
     }
@@ -340,6 +355,7 @@ class PixelSource {
   int64_t staged_;                      // operands of a pixel
   int64_t pixel_, row_ = 0, cols_ = 0;  // from pixel to pixel and row to row; pixels in a staged row
   int32_t* order_ = nullptr;
+  uint32_t* taken_ = nullptr;  // bits of the reads that are channels
   Reorder<Stored> reorder_;
   PixelPlane shared_{};                 // where all groups share one
   const PixelPlane* planes_ = nullptr;  // or null

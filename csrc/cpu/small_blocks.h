@@ -1,9 +1,7 @@
-// Groups too small for a vector of their own: as many neighbouring groups as fit one vector, both their
-// sources and their destinations. A source vector is loaded whole; the k-th source of every lane's own group
-// is brought to that lane by one permutation, which serves all taps of a window row that meet the pixel.
-//
-// Tile: P pixels of one vector, W neighbouring taps. A permutation and W multiply-adds for each pixel and
-// source: at W = 3 a quarter of the vector operations are permutations.
+// Pointwise groups too small for a vector of their own: as many neighbouring groups as fit one vector, both their
+// sources and their destinations. A source vector is loaded whole, where the image has it; the k-th source of every
+// lane's own group is brought to that lane by one permutation, which one multiply-add follows. Windows, whose pixels
+// are copied anyway, go another way (slot_blocks.h).
 #pragma once
 
 #include "cpu/pixels.h"
@@ -21,9 +19,7 @@ struct SmallTile {
   int64_t sources, depth;   // channels to load, and of the largest group
   const int32_t* indices;   // [depth][lanes] where the lane's source lies
   const uint32_t* present;  // [depth] lanes whose group has such a source
-  const int64_t* offsets;   // of runs of taps: first those of `together` taps, then single ones
-  int64_t long_runs, short_runs;
-  const T* weight;  // [run][depth][taps of the run][lanes]
+  const T* weight;          // [depth][lanes]
   const T* bias;
   T* dest;
   int64_t dest_stride;
@@ -35,11 +31,6 @@ struct SmallTile {
 
 constexpr int most_small_pixels = vector_registers == 32 ? 14 : 8;
 
-template <int Count>
-struct Taps {
-  static constexpr int count = Count;
-};
-
 template <class T, int P>
 void multiply_small(const SmallTile<T>& tile) {
   using V_ = Vec<T>;
@@ -50,31 +41,18 @@ void multiply_small(const SmallTile<T>& tile) {
   for (int p = 0; p < P; ++p) sums[p] = start;
 
   const Strides strides(tile.pixel_stride * static_cast<int64_t>(sizeof(T)));
+  const T* beyond = strides.at(tile.source, 8);
   const auto loaded = V_::first(tile.sources);
-  const T* weight = tile.weight;
-  const auto add_run = [&](const T* from, auto taps) GROUPCONV_INLINE_LAMBDA {
-    constexpr int W = decltype(taps)::count;
-    const T* beyond = strides.at(from, 8);
-    for (int64_t k = 0; k < tile.depth; ++k, weight += W * lanes) {
-      const auto index = V_::load_index(tile.indices + k * lanes);
-      const auto present = V_::from_bits(tile.present[k]);
-      V_ w[W];
-#pragma GCC unroll 3
-      for (int t = 0; t < W; ++t) w[t] = V_::load(weight + t * lanes);
+  for (int64_t k = 0; k < tile.depth; ++k) {
+    const auto index = V_::load_index(tile.indices + k * lanes);
+    const auto present = V_::from_bits(tile.present[k]);
+    const V_ w = V_::load(tile.weight + k * lanes);
 #pragma GCC unroll 16
-      for (int q = 0; q < P + W - 1; ++q) {
-        const T* at = q < 8 ? strides.at(from, q) : strides.at(beyond, q - 8);
-        const V_ x = permute(V_::load(at, loaded), index, present);
-#pragma GCC unroll 3
-        for (int t = 0; t < W; ++t) {
-          if (q - t >= 0 && q - t < P) sums[q - t] = multiply_add(w[t], x, sums[q - t]);
-        }
-      }
+    for (int p = 0; p < P; ++p) {
+      const T* at = p < 8 ? strides.at(tile.source, p) : strides.at(beyond, p - 8);
+      sums[p] = multiply_add(w, permute(V_::load(at, loaded), index, present), sums[p]);
     }
-  };
-  int64_t run = 0;
-  for (; run < tile.long_runs; ++run) add_run(tile.source + tile.offsets[run], Taps<taps_together>{});
-  for (; run < tile.long_runs + tile.short_runs; ++run) add_run(tile.source + tile.offsets[run], Taps<1>{});
+  }
 
   const auto mask = V_::first(tile.channels);
   const V_ low = V_::broadcast(tile.low), high = V_::broadcast(tile.high);
@@ -116,8 +94,8 @@ class SmallBlocks {
 
   static bool suits(const ConvolveProblem<Stored>& p) {
     const Sides<Stored> sides(p);
-    // With one tap, bringing pixels into the groups' order and back would cost more than the products.
-    if (sides.taps == 1 && !in_order(sides.sources, sides.groups)) return false;
+    // Bringing pixels into the groups' order and back would cost more than the products.
+    if (sides.taps != 1 || !in_order(sides.sources, sides.groups)) return false;
     int64_t useful = 0, done = 0;
     bool fits = true;
     for_each_block(sides, [&](int64_t first, int64_t last) {
@@ -138,13 +116,6 @@ class SmallBlocks {
       ++count_;
       depths_ += deepest(first, last);
     });
-    // A row of taps one pixel apart is taken three at a time; the rest one by one.
-    const Sweep& sweep = *sides_.problem.sweep;
-    for (size_t t = 0; t < sweep.taps.size();) {
-      const bool together = starts_run(sweep, t);
-      ++(together ? long_runs_ : short_runs_);
-      t += together ? taps_together : 1;
-    }
   }
 
   int64_t sums() const { return count_ * lanes; }
@@ -165,29 +136,22 @@ class SmallBlocks {
   }
 
   void plan(Workspace& shared) const {
-    shared.plan<T>(depths_ * sides_.taps * lanes);
+    shared.plan<T>(depths_ * lanes);
     shared.plan<T>(sums());
     shared.plan<int32_t>(depths_ * lanes);
     shared.plan<uint32_t>(depths_);
-    shared.plan<int64_t>(long_runs_ + short_runs_);
     shared.plan<Block>(count_);
   }
 
   void prepare(Workspace& shared, const PixelSource<Stored>& source, bool dest_direct, int32_t* places) {
-    T* weights = shared.take<T>(depths_ * sides_.taps * lanes);
+    T* weights = shared.take<T>(depths_ * lanes);
     T* bias = shared.take<T>(sums());
     int32_t* indices = shared.take<int32_t>(depths_ * lanes);
     uint32_t* present = shared.take<uint32_t>(depths_);
-    offsets_ = shared.take<int64_t>(long_runs_ + short_runs_);
     blocks_ = shared.take<Block>(count_);
-    const Sweep& sweep = *sides_.problem.sweep;
-    int64_t longs = 0, shorts = long_runs_;
-    for (size_t t = 0; t < sweep.taps.size();) {
-      const bool together = starts_run(sweep, t);
-      offsets_[together ? longs++ : shorts++] = source.tap_offset(sweep.taps[t]);
-      t += together ? taps_together : 1;
-    }
-    fill_zero(weights, depths_ * sides_.taps * lanes);
+    const Tap& tap = sides_.problem.sweep->taps[0];
+    offset_ = source.tap_offset(tap);
+    fill_zero(weights, depths_ * lanes);
     fill_zero(bias, sums());
     fill_zero(indices, depths_ * lanes);
     fill_zero(present, depths_);
@@ -208,12 +172,15 @@ class SmallBlocks {
             indices[k * lanes + lane] = static_cast<int32_t>(read - first_read + k);
             present[k] |= uint32_t{1} << lane;
           }
-          pack(g, r, lane, depth, weights);
+          const T* from = sides_.weight(g) + r * sides_.dest_step(g) + tap.weight;
+          for (int64_t k = 0; k < sides_.sources.count(g); ++k) {
+            weights[k * lanes + lane] = from[k * sides_.source_step(g)];
+          }
         }
         read += sides_.sources.count(g);
       }
       *block++ = {weights, bias, indices, present, first_read, read - first_read, depth, lane, dest};
-      weights += depth * sides_.taps * lanes;
+      weights += depth * lanes;
       bias += lanes;
       indices += depth * lanes;
       present += depth;
@@ -224,15 +191,12 @@ class SmallBlocks {
   void run(int64_t index, const PixelRun<T>& run) const {
     const Block& block = blocks_[index];
     SmallTile<T> tile;
-    tile.source = run.source + block.first_read;
+    tile.source = run.source + offset_ + block.first_read;
     tile.pixel_stride = run.pixel_stride;
     tile.sources = block.reads;
     tile.depth = block.depth;
     tile.indices = block.indices;
     tile.present = block.present;
-    tile.offsets = offsets_;
-    tile.long_runs = long_runs_;
-    tile.short_runs = short_runs_;
     tile.weight = block.weight;
     tile.bias = block.bias;
     tile.dest = run.dest + block.dest;
@@ -269,46 +233,9 @@ class SmallBlocks {
     return depth;
   }
 
-  // Taps t, t + 1 and t + 2 read neighbouring lattice pixels.
-  static bool starts_run(const Sweep& sweep, size_t t) {
-    if (t + taps_together > sweep.taps.size()) return false;
-    for (size_t i = t + 1; i < t + taps_together; ++i) {
-      const Shift before = shift_of(sweep, sweep.taps[i - 1]), after = shift_of(sweep, sweep.taps[i]);
-      if (after.row != before.row || after.col != before.col + sweep.source_step_w) return false;
-    }
-    return true;
-  }
-
-  // One destination channel's weights, to its lane.
-  void pack(int64_t group, int64_t dest, int64_t lane, int64_t depth, T* weights) const {
-    const T* from = sides_.weight(group) + dest * sides_.dest_step(group);
-    const Sweep& sweep = *sides_.problem.sweep;
-    const auto pack_run = [&](size_t first, int64_t width, T* to) {
-      for (int64_t k = 0; k < sides_.sources.count(group); ++k) {
-        for (int64_t t = 0; t < width; ++t) {
-          to[(k * width + t) * lanes + lane] =
-              from[k * sides_.source_step(group) + sweep.taps[first + static_cast<size_t>(t)].weight];
-        }
-      }
-    };
-    T* longs = weights;
-    T* shorts = weights + long_runs_ * taps_together * depth * lanes;
-    for (size_t t = 0; t < sweep.taps.size();) {
-      if (starts_run(sweep, t)) {
-        pack_run(t, taps_together, longs);
-        longs += taps_together * depth * lanes;
-        t += taps_together;
-      } else {
-        pack_run(t, 1, shorts);
-        shorts += depth * lanes;
-        ++t;
-      }
-    }
-  }
-
   const Sides<Stored>& sides_;
-  int64_t count_ = 0, depths_ = 0, long_runs_ = 0, short_runs_ = 0;
-  int64_t* offsets_ = nullptr;
+  int64_t count_ = 0, depths_ = 0;
+  int64_t offset_ = 0;  // of the tap's pixel
   Block* blocks_ = nullptr;
 };
 

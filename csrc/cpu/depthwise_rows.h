@@ -365,6 +365,8 @@ class DepthwiseRows {
         if (p_.activation != Activation::none) sum = clamp(low, high, sum);
         if (sweep_.dest_step_w == 1) {
           sum.store(dest + at, mask);
+        } else if (sweep_.dest_step_w == 2) {
+          store_every_second(sum, dest + at, count);
         } else {
           T pixels[lanes];
           sum.store(pixels);

@@ -337,13 +337,25 @@ GROUPCONV_INLINE void finish_run(const Finish<T>& finish, const T* from, int64_t
     }
   };
   if constexpr (in_vectors<Stored>) {
+    const auto low = Vec<T>::broadcast(finish.range.low), high = Vec<T>::broadcast(finish.range.high);
     if (from_stride == 1 && to_stride == 1 && is_clamp(finish.activation)) {
-      const auto low = Vec<T>::broadcast(finish.range.low), high = Vec<T>::broadcast(finish.range.high);
       return for_each_vector<T>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
         auto x = Vec<T>::load(from + i, mask);
         if (residual) x = x + Vec<T>::load(residual + i, mask);
         clamp(low, high, x).store(to + i, mask);
       });
+    }
+    if constexpr (__is_same(Stored, T)) {
+      // One phase of the input gradient of a step of two.
+      if (from_stride == 1 && to_stride == 2 && is_clamp(finish.activation) && !residual) {
+        constexpr int64_t lanes = Vec<T>::lanes;
+        for (int64_t i = 0; i < count; i += lanes) {
+          const int64_t some = smaller(lanes, count - i);
+          const auto x = Vec<T>::load(from + i, Vec<T>::first(some));
+          store_every_second(clamp(low, high, x), to + 2 * i, some);
+        }
+        return;
+      }
     }
   }
   // Activations that are not clamps get a loop of their own: a switch per element would keep the

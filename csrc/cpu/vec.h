@@ -333,6 +333,28 @@ GROUPCONV_INLINE Vec<T> zero() {
   return Vec<T>::broadcast(T(0));
 }
 
+// The first `count` lanes to to[0], to[2], to[4], …
+template <class T>
+GROUPCONV_INLINE void store_every_second(Vec<T> x, T* to, int64_t count) {
+  using V = Vec<T>;
+  if constexpr (has_compress) {
+    constexpr int half = V::lanes / 2;
+    constexpr uint32_t upper = ((1u << V::lanes) - 1) ^ ((1u << half) - 1);
+    const auto spaced = [](int64_t some) GROUPCONV_INLINE_LAMBDA {
+      return V::from_bits(0x5555u & ((1u << 2 * some) - 1));
+    };
+    const auto low = spaced(smaller<int64_t>(count, half));
+    expand(x, low).store(to, low);
+    if (count <= half) return;
+    const auto high = spaced(count - half);
+    expand(compress(x, V::from_bits(upper)), high).store(to + V::lanes, high);
+  } else {
+    T values[V::lanes];
+    x.store(values);
+    for (int64_t i = 0; i < count; ++i) to[2 * i] = values[i];
+  }
+}
+
 // x where `by` is positive or NaN, zero elsewhere: as torch differentiates relu.
 template <class T>
 GROUPCONV_INLINE Vec<T> where_positive(Vec<T> by, Vec<T> x) {

@@ -28,7 +28,6 @@ class DepthwiseBands {
   static constexpr int most_rows = 4;
   // So that all vectors of a pixel are read and written soon after each other, as memory likes it.
   static constexpr int64_t most_columns = 16;
-  static constexpr int64_t fetched_ahead = 1024;  // numbers
   static constexpr int most_sources = most_rows + window - 1;
 
  public:

@@ -134,7 +134,6 @@ class PixelSource {
   static constexpr int64_t per_read = channels_in<Operand>;
   using Sum = sum_t<Operand>;
   static constexpr int64_t lanes = Vec<Operand>::lanes;
-  static constexpr int64_t fetched_ahead = 1024;  // numbers
   static constexpr bool reads_stored = __is_same(Stored, Operand) || per_read == 2;
 
  public:

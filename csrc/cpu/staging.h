@@ -33,6 +33,9 @@ GROUPCONV_INLINE int64_t row_distance(int64_t length) {
   return (divide_up(length, line) | 1) * line;
 }
 
+// How far ahead of itself what gathers pixels asks memory for more: numbers.
+constexpr int64_t fetched_ahead = 1024;
+
 // Shape of the scratch that one tile's source needs: one plane per phase per channel.
 struct PlaneShape {
   int64_t rows, pitch, size;

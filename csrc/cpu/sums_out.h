@@ -14,7 +14,6 @@ template <class Stored>
 class SumsOut {
   using T = compute_t<Stored>;
   using V_ = Vec<T>;
-  static constexpr int64_t fetched_ahead = 1024;  // numbers
 
  public:
   // A pixel has `sums` of them.

@@ -199,6 +199,19 @@ def test_groups_that_share_lanes(isa: str, outputs: int, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("run", [4, 8, 16, 32, 64])
+def test_groups_of_several_runs(isa: str, run: int, layout: str) -> None:
+    """Channels that are neighbours within a block or a quad, but not from one to the next."""
+    lists = [[c for c in range(256) if c // run % 2 == g] for g in range(2)]
+    straight = Partition.contiguous(256, 256, 2).inputs
+    for inputs, outputs in ((lists, lists), (straight, lists), (lists, straight)):
+        partition = Partition(256, 256, inputs, outputs)
+        x, *weight = operands(partition, Geometry((3, 17)), 1)
+        for stored in (None, STORED[2]):
+            check(partition, Geometry((3, 17)), LAYOUTS[layout](x), *weight, stored)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @pytest.mark.parametrize("sign", [-128, 127])
 def test_nothing_saturates_before_the_end(isa: str, sign: int, layout: str) -> None:
     """The largest products, side by side: sixteen bits would not hold two of them."""

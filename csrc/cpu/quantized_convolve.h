@@ -91,14 +91,14 @@ class QuantizedConvolution {
     return true;
   }
 
+  // Every stream's lanes are neighbours of the image, from block to block as well.
   bool writes_runs() const {
     for (const QuadStream& stream : layout_.streams) {
-      for (int64_t block = 0; block < stream.blocks; ++block) {
-        for (int64_t lane = 1; lane < quad_lanes; ++lane) {
-          const int64_t before = layout_.output_of(stream, block, lane - 1);
-          const int64_t output = layout_.output_of(stream, block, lane);
-          if (output >= 0 && (before < 0 || output != before + 1)) return false;
-        }
+      int64_t before = layout_.output_of(stream, 0, 0);
+      for (int64_t i = 1; i < stream.blocks * quad_lanes; ++i) {
+        const int64_t output = layout_.output_of(stream, i / quad_lanes, i % quad_lanes);
+        if (output >= 0 && (before < 0 || output != before + 1)) return false;
+        before = output;
       }
     }
     return true;

@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Instruction sets with kernels of their own for bfloat16 alone are tested with that."""
+    """Sets without kernels of their own for float32 and float64 are not tested with those."""
 
     def is_again(item: pytest.Item) -> bool:
         arguments = getattr(getattr(item, "callspec", None), "params", {})

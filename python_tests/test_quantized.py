@@ -26,8 +26,8 @@ from groupconv_ext.quantization import QuantizedWeight, prepare_weight
 
 pytestmark = [needs_native, pytest.mark.native]
 
-BYTE_ISAS = [isa for isa in runnable_isas() if isa not in ("avx512_bf16", "avx512_amx")]
-"""Those two take the kernels of another for bytes."""
+BYTE_ISAS = [isa for isa in runnable_isas() if isa != "avx512_bf16"]
+"""``avx512_bf16`` takes the kernels of another for bytes."""
 
 INPUT = Quantization(0.02, 37)
 STORED = (None, Quantization(0.11, 0), Quantization(0.7, 141), Quantization(0.3, 255))
@@ -196,6 +196,27 @@ def test_groups_that_share_lanes(isa: str, outputs: int, layout: str) -> None:
         partition = Partition(40, groups * outputs, inputs, lists)
         x, *weight = operands(partition, Geometry((3, 5)), 1)
         check(partition, Geometry((3, 5)), LAYOUTS[layout](x), *weight, STORED[2])
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("sources", [29, 32, 36, 48, 63, 64, 65, 68, 96, 130])
+def test_groups_of_many_sources(isa: str, sources: int, layout: str) -> None:
+    """Whole products of matrix registers and what is left of them, beside groups that have none."""
+    alike = Partition.contiguous(3 * sources, 144, 3)
+    unlike = Partition(
+        2 * sources + 5,
+        110,
+        [range(sources), range(sources, 2 * sources + 5), range(3), range(0, sources, 2)],
+        [range(70), range(70, 87), range(87, 107), range(107, 110)],
+    )
+    for partition in (alike, unlike, Partition.random(3 * sources, 99, 3, seed=sources)):
+        for width in (3, 4, 15, 17, 32, 49):
+            geometry = Geometry((2, width), (1, 3), padding=(0, 0, 1, 1))
+            x, *weight = operands(partition, geometry, 1)
+            check(partition, geometry, LAYOUTS[layout](x), *weight, STORED[2])
+            geometry = Geometry((1, width))
+            first = weight[0][:, :, 1:2].contiguous()
+            check(partition, geometry, LAYOUTS[layout](x[:, :, :1]), first, *weight[1:], None)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])

@@ -65,18 +65,20 @@ bool has_avx512_amx() {
   static const bool granted = [] {
     if (!has_avx512_vnni() || !has_avx512_bf16()) return false;
     if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return false;
+    if (!__builtin_cpu_supports("amx-int8")) return false;
     constexpr long ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, ask, tile_data) == 0;
   }();
   return granted;
 }
 
-// avx512_vnni, but for the bfloat16 that matrix registers multiply.
+// avx512_vnni, but for the bfloat16 and the bytes that matrix registers multiply.
 const KernelTable& avx512_amx_table() {
   static const KernelTable table = [] {
     KernelTable others = avx512_vnni_table;
     others.isa = "avx512_amx";
     others.bf16_peak = avx512_amx::bf16_peak;
+    others.quantized = &avx512_amx::quantized_kernels;
     others.bf16.convolve = [](const ConvolveProblem<BFloat16>& problem) {
       if (!avx512_amx::convolve_matrix(problem)) avx512::kernels.bf16.convolve(problem);
     };

@@ -26,8 +26,9 @@ namespace avx512_bf16 {  // avx512, but for what vdpbf16ps computes
 extern const TypedKernels<BFloat16> bf16_kernels;
 double bf16_peak(double seconds);
 }  // namespace avx512_bf16
+namespace avx512_amx {  // avx512_vnni, but for what matrix registers compute
+extern const QuantizedKernels quantized_kernels;
 // Of isa/matrix.cpp: false, and nothing done, where vectors are better.
-namespace avx512_amx {
 bool convolve_matrix(const ConvolveProblem<BFloat16>& problem);
 double bf16_peak(double seconds);
 }  // namespace avx512_amx

@@ -4,6 +4,7 @@
 // each other, 8192 multiply-adds in the time of 16 vector instructions of 16:
 //   sum[m][n] += Σ_k left[m][k] · right[k][n]
 // left's row m holds its 32 numbers side by side; right's row k / 2 holds the pairs (k, k + 1) of 16 columns.
+// Of bytes, with sums of int32, twice as many: 64 in a row of left, four of each column in a row of right.
 //
 // Written as instructions, since the compiler's own functions for them promise nothing about the memory that they
 // read and write.
@@ -19,10 +20,11 @@ constexpr int64_t block_rows = 16, block_cols = 16, block_depth = 32;
 constexpr int64_t register_row_bytes = 64;
 constexpr int64_t register_numbers = block_rows * block_depth;  // of an operand
 
-// For as long as it lives the calling thread has matrix registers, all of full size.
+// For as long as it lives the calling thread has matrix registers: sums in 0 to 3, left operands in 4 and 5, right
+// ones in 6 and 7. All of full size, unless sums have fewer rows, or left operands fewer bytes in a row.
 class MatrixRegisters {
  public:
-  MatrixRegisters() {
+  explicit MatrixRegisters(int64_t rows = block_rows, int64_t depth_bytes = register_row_bytes) {
     struct {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
@@ -30,8 +32,9 @@ class MatrixRegisters {
     } config;
     static_assert(sizeof config == 64);
     for (int r = 0; r < 8; ++r) {
-      config.row_bytes[r] = register_row_bytes;
-      config.rows[r] = block_rows;
+      const bool left = r == 4 || r == 5, right = r >= 6;
+      config.row_bytes[r] = static_cast<uint16_t>(left ? depth_bytes : register_row_bytes);
+      config.rows[r] = static_cast<uint8_t>(right ? depth_bytes / 4 : rows);
     }
     asm volatile("ldtilecfg %0" : : "m"(config));
   }
@@ -60,6 +63,11 @@ GROUPCONV_INLINE void store_register(void* first_row, int64_t row_distance) {
 template <int Sum, int Left, int Right>
 GROUPCONV_INLINE void multiply_registers() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Left), "i"(Right));
+}
+// uint8 on the left, int8 on the right, int32 sums that wrap around.
+template <int Sum, int Left, int Right>
+GROUPCONV_INLINE void multiply_bytes() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Left), "i"(Right));
 }
 
 }  // namespace

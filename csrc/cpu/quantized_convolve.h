@@ -1,7 +1,8 @@
 // The driver of the quantised convolution, for every layout, window and partition.
 //
 // For each image and tile: pixels with their channels in the order in which the streams read them, then
-// multiply_quads for every run of pixels and block of outputs, then the outputs in the image's order.
+// multiply_quads for every run of pixels and block of outputs, then the outputs in the image's order. Where the
+// processor has matrix registers, streams of many quads take those (multiply_quad_blocks.h).
 //   source   the image itself, where its channels are neighbours in that order and nothing is padded
 //            else staged: channels_last by a permutation of bytes, NCHW transposed by squares
 //   dest     the image itself, where each block writes neighbouring channels of a channels_last image
@@ -12,6 +13,7 @@
 
 #include "cpu/byte_order.h"
 #include "cpu/for_each_item.h"
+#include "cpu/multiply_quad_blocks.h"
 #include "cpu/multiply_quads.h"
 #include "cpu/transpose_pixels.h"
 #include "cpu/workspace.h"
@@ -21,6 +23,9 @@ namespace {
 
 template <class Out>
 class QuantizedConvolution {
+  // Pixels whose lines are kept at once.
+  static constexpr int64_t most_together = has_byte_matrices ? 2 * block_rows : most_quad_pixels;
+
   // Blocks of outputs that are computed together.
   struct Work {
     const int8_t* weight;
@@ -29,6 +34,16 @@ class QuantizedConvolution {
     int64_t last_lanes;  // of the last block are stored
     int64_t dest;        // first channel, or place of a line
     int64_t slot;        // first among all lanes
+    int64_t quads;       // of a tap, for matrix registers; else 0
+    int64_t source;      // place of the first
+    const int8_t* rest;
+  };
+
+  // Neighbouring pixels that are computed together.
+  struct Run {
+    const uint8_t* source;
+    Out* dest;   // of multiplication
+    Out* image;  // where it belongs
   };
 
  public:
@@ -39,7 +54,6 @@ class QuantizedConvolution {
         source_(problem.source),
         dest_(problem.dest),
         taps_(window_.area()),
-        reads_(layout_.reads * quad),
         slots_(layout_.blocks * quad_lanes) {
     if (layout_.reads == 0) taps_ = 0;
     const bool pointwise = window_.area() == 1 && window_.stride_h == 1 && window_.stride_w == 1 && !padded();
@@ -51,6 +65,10 @@ class QuantizedConvolution {
     dest_last_ = dest_.stride_c == 1;
     source_direct_ = source_last_ && !padded() && reads_in_place();
     dest_direct_ = dest_last_ && writes_runs();
+    if constexpr (has_byte_matrices) choose_depth();
+    for (const QuadStream& stream : layout_.streams) {
+      reads_ = first_place(stream, reads_) + stream.quads * stream.share * quad;
+    }
     // A pixel's bytes are staged and stored by whole vectors.
     pixel_ = source_direct_ ? source_.stride_w : divide_up(reads_, int64_t{64}) * 64;
   }
@@ -77,12 +95,16 @@ class QuantizedConvolution {
     return window_.pad_top > 0 || window_.pad_bottom > 0 || window_.pad_left > 0 || window_.pad_right > 0;
   }
 
-  // Every stream's quads are four neighbours of the image, and no read is of what does not exist.
+  // Every stream's quads are four neighbours of the image, those of matrix registers one another's as well, and no
+  // read is of what does not exist.
   bool reads_in_place() const {
     for (const QuadStream& stream : layout_.streams) {
       if (stream.share > 1) return false;
+      const bool in_one = takes_matrices(stream);
       for (int64_t i = 0; i < stream.quads; ++i) {
-        const int64_t first = layout_.input_of(stream, i, 0);
+        const int64_t first =
+            in_one ? layout_.input_of(stream, 0, 0) + i * quad : layout_.input_of(stream, i, 0);
+        if (first != layout_.input_of(stream, i, 0)) return false;
         for (int64_t byte = 1; byte < quad; ++byte) {
           if (layout_.input_of(stream, i, byte) != first + byte) return false;
         }
@@ -102,6 +124,37 @@ class QuantizedConvolution {
       }
     }
     return true;
+  }
+
+  // Vectors waste less on streams of few quads, and on runs of few pixels.
+  bool takes_matrices(const QuadStream& stream) const {
+    constexpr int64_t least_quads = 8, least_pixels = 4;
+    return has_byte_matrices && stream.share == 1 && stream.quads >= least_quads && taps_ > 0 &&
+           dest_.width >= least_pixels;
+  }
+
+  // Products of as many quads as all streams can be cut into; else full ones, and what is left of a stream filled
+  // up with zeros. What lies there in its place is read too, which beyond an image must not be.
+  void choose_depth() {
+    int64_t quads = 0;
+    for (const QuadStream& stream : layout_.streams) {
+      if (!takes_matrices(stream)) continue;
+      if (quads > 0 && quads != stream.quads) has_rests_ = true;
+      quads = stream.quads;
+    }
+    if (quads == 0) return;
+    const int64_t products = divide_up(quads, most_depth);
+    has_rests_ = has_rests_ || quads % products != 0;
+    depth_ = has_rests_ ? most_depth : quads / products;
+    source_direct_ = source_direct_ && !has_rests_;
+  }
+
+  // Where the stream begins in a staged pixel, of which `place` bytes are taken: operands of matrix registers that
+  // would lie across two cache lines are loaded six times as slowly.
+  int64_t first_place(const QuadStream& stream, int64_t place) const {
+    if (source_direct_ || !takes_matrices(stream)) return place;
+    const int64_t line = stream.quads > most_depth / 2 ? 64 : 32;
+    return divide_up(place, line) * line;
   }
 
   // Tiles of which what is staged and what is kept as lines stay in L1 and the nearer part of L2.
@@ -154,6 +207,7 @@ class QuantizedConvolution {
   void plan(Workspace& shared) const {
     shared.plan<Work>(layout_.blocks);
     shared.plan<int64_t>(layout_.reads * taps_);
+    shared.plan<int64_t>(taps_);
     shared.plan<int32_t>(slots_);
     shared.plan<float>(slots_);
     shared.plan<int32_t>(slots_);
@@ -163,11 +217,24 @@ class QuantizedConvolution {
     shared.plan<int64_t>(slots_);
     ByteOrder::plan(shared, reads_, source_.channels);
     ByteOrder::plan(shared, dest_.channels, slots_);
+    shared.plan<int8_t>(rest_bytes());
+  }
+
+  int64_t rest_bytes() const {
+    int64_t operands = 0;
+    for (const QuadStream& stream : layout_.streams) {
+      if (has_rest(stream)) operands += stream.blocks * taps_;
+    }
+    return operands * right_bytes;
+  }
+  bool has_rest(const QuadStream& stream) const {
+    return has_rests_ && takes_matrices(stream) && stream.quads % most_depth > 0;
   }
 
   void prepare(Workspace& shared) {
     works_ = shared.take<Work>(layout_.blocks);
     int64_t* offsets = shared.take<int64_t>(layout_.reads * taps_);
+    tap_offsets_ = shared.take<int64_t>(taps_);
     start_ = shared.take<int32_t>(slots_);
     multiplier_ = shared.take<float>(slots_);
     channel_of_ = shared.take<int32_t>(slots_);
@@ -175,27 +242,32 @@ class QuantizedConvolution {
     place_of_ = shared.take<int32_t>(dest_.channels);
     source_rows_ = shared.take<int64_t>(row_count());
     dest_rows_ = shared.take<int64_t>(slots_);
+    int8_t* rest = shared.take<int8_t>(rest_bytes());
     const int8_t* weight = p_.weight;
     Work* next = works_;
-    int64_t slot = 0, first_read = 0;
+    int64_t slot = 0, end = 0;
+    for (int64_t tap = 0; tap < taps_; ++tap) tap_offsets_[tap] = tap_offset(tap);
     for (const QuadStream& stream : layout_.streams) {
-      const int64_t depth = stream.quads * taps_;
+      const int64_t depth = stream.quads * taps_, place = first_place(stream, end);
+      for (; end < place; ++end) reads_of_[end] = -1;
       for (int64_t read = 0; read < stream.quads * stream.share; ++read) {
         for (int64_t byte = 0; byte < quad; ++byte) {
-          reads_of_[(first_read + read) * quad + byte] =
-              static_cast<int32_t>(layout_.input_of(stream, read, byte));
+          reads_of_[end++] = static_cast<int32_t>(layout_.input_of(stream, read, byte));
         }
       }
       for (int64_t tap = 0, j = 0; tap < taps_; ++tap) {
         for (int64_t i = 0; i < stream.quads; ++i) {
-          const int64_t place = (first_read + i * stream.share) * quad;
-          offsets[j++] = tap_offset(tap) + (source_direct_ ? reads_of_[place] : place);
+          const int64_t read = place + i * stream.share * quad;
+          offsets[j++] = tap_offset(tap) + (source_direct_ ? reads_of_[read] : read);
         }
       }
-      for (int64_t b = 0; b < stream.blocks; b += most_quad_blocks) {
-        const int64_t blocks = smaller<int64_t>(most_quad_blocks, stream.blocks - b), first = slot;
-        int64_t last_lanes = 0;
-        for (int64_t i = 0; i < blocks; ++i, slot += quad_lanes) last_lanes = open_lanes(stream, b + i, slot);
+      const bool by_matrices = takes_matrices(stream);
+      for (int64_t b = 0; b < stream.blocks;) {
+        const int64_t left = stream.blocks - b, first = slot;
+        int64_t blocks = smaller<int64_t>(most_quad_blocks, left), last_lanes = 0;
+        if (by_matrices && left >= most_panel_blocks) blocks = most_panel_blocks;
+        for (int64_t i = 0; i < blocks; ++i, ++b, slot += quad_lanes)
+          last_lanes = open_lanes(stream, b, slot);
         *next++ = {weight,
                    offsets,
                    depth,
@@ -203,11 +275,14 @@ class QuantizedConvolution {
                    blocks,
                    last_lanes,
                    dest_direct_ ? larger<int64_t>(channel_of_[first], 0) : first,
-                   first};
+                   first,
+                   by_matrices ? stream.quads : 0,
+                   by_matrices ? offsets[0] - tap_offset(0) : 0,
+                   has_rest(stream) ? rest : nullptr};
+        if (has_rest(stream)) rest = fill_up(weight, stream.quads, blocks * taps_, rest);
         weight += blocks * depth * quad * quad_lanes;
       }
       offsets += depth;
-      first_read += stream.quads * stream.share;
     }
     last_work_ = next;
     // Whole squares of channels are transposed, those beyond the last as copies of it.
@@ -220,6 +295,17 @@ class QuantizedConvolution {
     }
     if (!source_direct_ && source_last_) source_order_.open(shared, reads_of_, reads_, source_.channels);
     if (!dest_direct_ && dest_last_) dest_order_.open(shared, place_of_, dest_.channels, slots_);
+  }
+
+  // The quads of `taps` taps that no whole product takes, as right operands; returns their end.
+  static int8_t* fill_up(const int8_t* weight, int64_t quads, int64_t taps, int8_t* to) {
+    const int64_t bytes = quads % most_depth * right_row_bytes;
+    for (; taps > 0; --taps, to += right_bytes) {
+      weight += quads * right_row_bytes;
+      std::memcpy(to, weight - bytes, static_cast<size_t>(bytes));
+      std::memset(to + bytes, 0, static_cast<size_t>(right_bytes - bytes));
+    }
+    return to;
   }
 
   // Start, multiplier and channel of a block's lanes; returns how many are stored.
@@ -241,7 +327,7 @@ class QuantizedConvolution {
 
   void run_tile(int64_t n, const Tile& tile) const {
     // One run of pixels where lines leave at once.
-    const int64_t lines = dest_direct_ ? 0 : dest_last_ ? most_quad_pixels : tile.rows * tile.cols;
+    const int64_t lines = dest_direct_ ? 0 : dest_last_ ? most_together : tile.rows * tile.cols;
     Workspace space;
     space.plan<uint8_t>(staged_);
     space.plan<Out>(lines * slots_);
@@ -256,41 +342,101 @@ class QuantizedConvolution {
       stage(n, tile, staged);
     }
 
-    const int64_t run = divide_up(tile.cols, divide_up(tile.cols, int64_t{most_quad_pixels}));
-    for (int64_t row = 0; row < tile.rows; ++row) {
-      for (int64_t col = 0; col < tile.cols; col += run) {
-        const int64_t pixels = smaller(run, tile.cols - col);
-        const uint8_t* from = source + row * row_stride() + col * pixel_stride();
-        Out* dest = dest_.at(n, 0, tile.row + row, tile.col + col);
-        if (dest_direct_) {
-          multiply(from, pixels, dest, dest_.stride_w);
-        } else if (dest_last_) {
-          multiply(from, pixels, line, slots_);
-          permute_out(line, dest, pixels);
-        } else {
-          multiply(from, pixels, line + (row * tile.cols + col) * slots_, slots_);
-        }
+    if constexpr (has_byte_matrices) {
+      if (depth_ > 0) {
+        const int64_t pixels = run_pixels(tile, block_rows);
+        const MatrixRegisters registers(pixels, depth_ * quad);
+        multiply_tile<2>(n, tile, source, line, pixels);
       }
     }
+    if (depth_ == 0) multiply_tile<1>(n, tile, source, line, run_pixels(tile, most_quad_pixels));
     if (!dest_direct_ && !dest_last_) unstage(line, n, tile);
   }
 
-  void multiply(const uint8_t* source, int64_t pixels, Out* dest, int64_t dest_stride) const {
+  static int64_t run_pixels(const Tile& tile, int64_t most) {
+    return divide_up(tile.cols, divide_up(tile.cols, most));
+  }
+
+  // By so many runs at a time. Rows of matrix registers are as many as a run has pixels: the last of a row of the
+  // tile begins where it has them all.
+  template <int Most>
+  void multiply_tile(int64_t n, const Tile& tile, const uint8_t* source, Out* line, int64_t pixels) const {
+    Run runs[Most];
+    int count = 0;
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      for (int64_t at = 0; at < tile.cols; at += pixels) {
+        const int64_t col = Most > 1 ? smaller(at, tile.cols - pixels) : at;
+        Out* image = dest_.at(n, 0, tile.row + row, tile.col + col);
+        Out* dest = dest_direct_ ? image
+                    : dest_last_ ? line + count * block_rows * slots_
+                                 : line + (row * tile.cols + col) * slots_;
+        runs[count++] = {source + row * row_stride() + col * pixel_stride(), dest, image};
+        const bool last = row == tile.rows - 1 && at + pixels >= tile.cols;
+        if (count < Most && !last) continue;
+        multiply(runs, count, smaller(pixels, tile.cols - col));
+        count = 0;
+      }
+    }
+  }
+
+  void multiply(const Run* runs, int count, int64_t pixels) const {
+    for (const Work* work = works_; work < last_work_; ++work) {
+      if constexpr (has_byte_matrices) {
+        if (work->quads > 0) {
+          multiply_by_matrices(*work, runs, count, pixels);
+          continue;
+        }
+      }
+      const int64_t run = divide_up(pixels, divide_up(pixels, int64_t{most_quad_pixels}));
+      for (const Run* r = runs; r < runs + count; ++r) {
+        for (int64_t p = 0; p < pixels; p += run) multiply_by_vectors(*work, *r, p, smaller(run, pixels - p));
+      }
+    }
+    if (dest_direct_ || !dest_last_) return;
+    for (const Run* r = runs; r < runs + count; ++r) permute_out(r->dest, r->image, pixels);
+  }
+
+  int64_t run_stride() const { return dest_direct_ ? dest_.stride_w : slots_; }
+
+  void multiply_by_vectors(const Work& work, const Run& run, int64_t first, int64_t pixels) const {
     QuadTile<Out> tile{};
-    tile.source = source;
+    tile.source = run.source + first * pixel_stride();
     tile.pixel_stride = pixel_stride();
     tile.output = p_.output;
-    tile.dest_stride = dest_stride;
-    for (const Work* work = works_; work < last_work_; ++work) {
-      tile.offsets = work->offsets;
-      tile.depth = work->depth;
-      tile.weight = work->weight;
-      tile.start = start_ + work->slot;
-      tile.multiplier = multiplier_ + work->slot;
-      tile.dest = dest + work->dest;
-      tile.last_lanes = work->last_lanes;
-      multiply_quad_run(tile, pixels, work->blocks, work->share);
+    tile.dest_stride = run_stride();
+    tile.offsets = work.offsets;
+    tile.depth = work.depth;
+    tile.weight = work.weight;
+    tile.start = start_ + work.slot;
+    tile.multiplier = multiplier_ + work.slot;
+    tile.dest = run.dest + first * tile.dest_stride + work.dest;
+    tile.last_lanes = work.last_lanes;
+    multiply_quad_run(tile, pixels, work.blocks, work.share);
+  }
+
+  void multiply_by_matrices(const Work& work, const Run* runs, int count, int64_t pixels) const {
+    QuadPanel<Out> panel{};
+    for (int i = 0; i < 2; ++i) {
+      const Run& run = runs[i < count ? i : 0];
+      panel.sources[i] = run.source + work.source;
+      panel.dests[i] = run.dest + work.dest;
     }
+    panel.runs = count;
+    panel.pixels = pixels;
+    panel.pixel_stride = pixel_stride();
+    panel.dest_stride = run_stride();
+    panel.tap_offsets = tap_offsets_;
+    panel.taps = taps_;
+    panel.quads = work.quads;
+    panel.depth = depth_;
+    panel.weight = work.weight;
+    panel.rest = work.rest;
+    panel.start = start_ + work.slot;
+    panel.multiplier = multiplier_ + work.slot;
+    panel.output = p_.output;
+    panel.blocks = work.blocks;
+    panel.last_lanes = work.last_lanes;
+    multiply_quad_panel(panel);
   }
 
   // ---- in -----------------------------------------------------------------------------------------
@@ -369,12 +515,15 @@ class QuantizedConvolution {
   Image<const uint8_t> source_;
   Image<Out> dest_;
   int64_t taps_;
-  int64_t reads_, slots_;  // bytes that are read of a pixel, lanes that are made of it
+  int64_t reads_ = 0, slots_;  // bytes that are read of a pixel, lanes that are made of it
+  int64_t depth_ = 0;          // quads of a product of matrix registers; 0: none is made
+  bool has_rests_ = false;
   bool source_last_, dest_last_, source_direct_, dest_direct_, by_tap_ = false;
   int64_t tile_rows_ = 0, tile_cols_ = 0, down_ = 0, across_ = 0;
   int64_t pixel_, row_ = 0, staged_ = 0;  // from pixel to pixel and row to row of the source; bytes of a tile
   Work* works_ = nullptr;
   const Work* last_work_ = nullptr;
+  int64_t* tap_offsets_ = nullptr;
   int32_t* start_ = nullptr;
   float* multiplier_ = nullptr;
   int32_t* channel_of_ = nullptr;  // of a lane; −1: none

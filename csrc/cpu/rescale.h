@@ -62,6 +62,10 @@ GROUPCONV_INLINE void store(const QuadSums (&sums)[P][V], const float* multiplie
       values[i] = scaled(sums[at / V][at % V].totals(), multiplier + at % V * quad_lanes);
     }
     const __m512i bytes = out.pack(values[0], values[1], values[2], values[3]);
+    if constexpr (V == 4) {  // a pixel's
+      _mm512_mask_storeu_epi8(dest + first / V * stride, ~uint64_t{0} >> (quad_lanes - last_lanes), bytes);
+      continue;
+    }
     const __m128i parts[] = {_mm512_castsi512_si128(bytes), _mm512_extracti32x4_epi32(bytes, 1),
                              _mm512_extracti32x4_epi32(bytes, 2), _mm512_extracti32x4_epi32(bytes, 3)};
 #pragma GCC unroll 4
@@ -86,7 +90,7 @@ GROUPCONV_INLINE void store(const QuadSums (&sums)[P][V], const float* multiplie
   const auto last_mask = Vec<float>::first(last_lanes);
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       const __m512 value = scaled(sums[p][v].totals(), multiplier + v * quad_lanes);
       const __m512 bounded = _mm512_min_ps(_mm512_max_ps(value, low), high);

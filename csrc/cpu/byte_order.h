@@ -5,6 +5,7 @@
 // some of them, merged into what the others gave. Elsewhere byte by byte.
 #pragma once
 
+#include "cpu/strides.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -54,11 +55,15 @@ class ByteOrder {
     first_step_[vectors] = count;
   }
 
-  // Writes `places` bytes of every pixel, those that stand for any byte as zeros. Four pixels at a time: what
+  // Writes `places` bytes of every pixel, those that stand for any byte as zeros. Eight pixels at a time: what
   // a step needs is loaded once, and each has a chain of merges of its own.
   void run(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride, int64_t pixels) const {
-    for (; pixels >= 4; pixels -= 4, from += 4 * from_stride, to += 4 * to_stride) {
+    for (; pixels >= 8; pixels -= 8, from += 8 * from_stride, to += 8 * to_stride) {
+      run_some<8>(from, from_stride, to, to_stride);
+    }
+    if (pixels >= 4) {
       run_some<4>(from, from_stride, to, to_stride);
+      pixels -= 4, from += 4 * from_stride, to += 4 * to_stride;
     }
     for (; pixels > 0; --pixels, from += from_stride, to += to_stride) {
       run_some<1>(from, from_stride, to, to_stride);
@@ -66,25 +71,31 @@ class ByteOrder {
   }
 
  private:
+  // Not inline: among a driver's own variables its addresses would not find general registers.
   template <int P>
-  void run_some(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride) const {
+  __attribute__((noinline)) void run_some(const uint8_t* from, int64_t from_stride, uint8_t* to,
+                                          int64_t to_stride) const {
+    const Strides strides(from_stride);
     for (int64_t v = 0, left = places_; left > 0; ++v, left -= lanes) {
       const __m512i index = _mm512_loadu_si512(index_ + v * lanes);
       __m512i bytes[P];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int p = 0; p < P; ++p) bytes[p] = _mm512_setzero_si512();
       for (const Step *step = steps_ + first_step_[v], *end = steps_ + first_step_[v + 1]; step < end;
            ++step) {
         const uint8_t* source = from + step->vector * lanes;
-        const bool whole = step->vector < whole_sources_;
-#pragma GCC unroll 4
-        for (int p = 0; p < P; ++p, source += from_stride) {
-          const __m512i vector =
-              whole ? _mm512_loadu_si512(source) : _mm512_maskz_loadu_epi8(last_present_, source);
-          bytes[p] = _mm512_mask_permutexvar_epi8(bytes[p], step->taken, index, vector);
+        if (step->vector < whole_sources_) {
+#pragma GCC unroll 8
+          for (int p = 0; p < P; ++p) merge(bytes[p], step->taken, index, strides.at(source, p));
+        } else {
+#pragma GCC unroll 8
+          for (int p = 0; p < P; ++p) {
+            const __m512i vector = _mm512_maskz_loadu_epi8(last_present_, strides.at(source, p));
+            bytes[p] = _mm512_mask_permutexvar_epi8(bytes[p], step->taken, index, vector);
+          }
         }
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
         uint8_t* const dest = to + p * to_stride + v * lanes;
         if (left >= lanes) {
@@ -94,6 +105,13 @@ class ByteOrder {
         }
       }
     }
+  }
+
+  // With the intrinsic the compiler copies what is merged into, and loads the vector by itself.
+  static GROUPCONV_INLINE void merge(__m512i& bytes, __mmask64 taken, __m512i index, const uint8_t* vector) {
+    asm("vpermb %1, %2, %0 %{%3%}"
+        : "+v"(bytes)
+        : "m"(*reinterpret_cast<const __m512i_u*>(vector)), "v"(index), "Yk"(taken));
   }
 
   static __mmask64 first_bytes(int64_t n) {

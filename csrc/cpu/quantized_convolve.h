@@ -159,7 +159,9 @@ class QuantizedConvolution {
 
   // Tiles of which what is staged and what is kept as lines stay in L1 and the nearer part of L2.
   void cut() {
-    constexpr int64_t budget = 64 << 10, narrowest = 64;
+    // Squares that are transposed are spread over more of the cache: a row of each is another page.
+    const int64_t budget = dest_last_ || taps_ > 1 ? 64 << 10 : 32 << 10;
+    constexpr int64_t narrowest = 64;
     const int64_t line = dest_direct_ || dest_last_ ? 0 : slots_ * static_cast<int64_t>(sizeof(Out));
     const int64_t staged = source_direct_ ? 0 : pixel_ * window_.stride_h * window_.stride_w;
     const int64_t pixels = larger(budget / larger(staged + line, int64_t{1}), narrowest);
@@ -286,11 +288,11 @@ class QuantizedConvolution {
     }
     last_work_ = next;
     // Whole squares of channels are transposed, those beyond the last as copies of it.
-    for (int64_t i = 0; i < row_count(); ++i) {
+    for (int64_t i = 0; !source_last_ && i < row_count(); ++i) {
       const int64_t read = smaller(i, reads_ - 1);
       source_rows_[i] = read < 0 ? 0 : larger(reads_of_[read], 0) * source_.stride_c;
     }
-    for (int64_t slot = 0; slot < slots_; ++slot) {
+    for (int64_t slot = 0; !dest_last_ && slot < slots_; ++slot) {
       dest_rows_[slot] = channel_of_[slot] < 0 ? no_row : channel_of_[slot] * dest_.stride_c;
     }
     if (!source_direct_ && source_last_) source_order_.open(shared, reads_of_, reads_, source_.channels);

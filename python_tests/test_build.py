@@ -130,7 +130,7 @@ def runnable(native: Any) -> list[str]:
         "avx512": avx512,
         "avx512_vnni": (*avx512, "avx512_vnni", "avx512_vbmi"),
         "avx512_bf16": (*avx512, "avx512_bf16"),
-        "avx512_amx": (*avx512, "avx512_vnni", "avx512_vbmi", "amx_tile", "amx_bf16"),
+        "avx512_amx": (*avx512, "avx512_vnni", "avx512_vbmi", "amx_tile", "amx_bf16", "amx_int8"),
     }
     built = native.build_info()["instruction_sets"].split()
     return [name for name in built if all(has[feature] for feature in needs.get(name, ()))]

@@ -1,6 +1,7 @@
-"""bfloat16 multiplied in pairs (vdpbf16ps): what the pairs of a group's channels can go wrong at.
+"""bfloat16 multiplied in pairs, by vectors (vdpbf16ps) and by matrix registers (tdpbf16ps): what
+the pairs of a group's channels, and the zeros that fill its last block up, can go wrong at.
 
-Every partition, window and layout is tested in this instruction set as in all others.
+Every partition, window and layout is tested in these instruction sets as in all others.
 """
 
 import itertools
@@ -28,10 +29,12 @@ from groupconv_ext.autograd import ACTIVATIONS
 from groupconv_ext.backends.native import NATIVE
 from groupconv_ext.doctor import doctor
 
+PAIRED = [isa for isa in ("avx512_bf16", "avx512_amx") if isa in ISAS]
+
 pytestmark = [
     needs_native,
     pytest.mark.native,
-    pytest.mark.skipif("avx512_bf16" not in ISAS, reason="no vdpbf16ps here"),
+    pytest.mark.skipif(not PAIRED, reason="neither vdpbf16ps nor tdpbf16ps here"),
 ]
 
 AROUND = (1, 1, 1, 1)
@@ -55,13 +58,14 @@ PARTITIONS = {
     "in order, even": Partition.contiguous(64, 64, 2),
     "in order, odd": Partition.contiguous(66, 64, 2),
     "many vectors of channels": Partition.random(330, 352, 11, seed=0),
+    "few channels each": Partition.random(96, 96, 12, seed=0),
 }
 
 
-@pytest.fixture(autouse=True)
-def pairs() -> Iterator[None]:
-    with forced_isa("avx512_bf16"):
-        yield
+@pytest.fixture(autouse=True, params=PAIRED)
+def paired(request: pytest.FixtureRequest) -> Iterator[str]:
+    with forced_isa(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last", "channels_last, channels cut"])
@@ -135,17 +139,36 @@ def test_a_denormal_counts_as_zero(layout: str) -> None:
             assert (result > 0).all()
 
 
-def test_doctor_says_whether_it_pays_here() -> None:
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("strange", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("name", ["odd counts", "few channels each"])
+def test_groups_do_not_meet(name: str, layout: str, strange: float) -> None:
+    """Zero weights would not keep what another group reads away: ∞ · 0 is NaN."""
+    partition = PARTITIONS[name]
+    for geometry in (Geometry((9, 13)), Geometry((8, 11), (3, 3), padding=AROUND)):
+        x, weight, _ = tensors(partition, geometry, dtype=torch.bfloat16)
+        window = window_of(geometry)
+        for group in range(partition.groups):
+            infected = x.clone()
+            infected[:, list(partition.inputs[group])] = strange
+            infected = LAYOUTS[layout](infected).requires_grad_()
+            y = NATIVE.convolve(infected, weight, None, None, partition, window, "none")
+            grad = torch.zeros_like(y)
+            grad[:, list(partition.outputs[group])] = strange
+            (input_grad,) = torch.autograd.grad(y, infected, grad)
+            for result, lists in ((y, partition.outputs), (input_grad, partition.inputs)):
+                for other in range(partition.groups):
+                    seen = result[:, list(lists[other])].isfinite()
+                    assert not seen.any() if other == group else seen.all()
+
+
+def test_doctor_says_whether_it_pays_here(paired: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "GROUPCONV_ISA"}
     command = [sys.executable, "-c", "from groupconv_ext.doctor import doctor; print(doctor())"]
     report = subprocess.run(
         command, env=environment, check=True, capture_output=True, text=True
     ).stdout
     (chosen,) = (line for line in report.splitlines() if "instruction set" in line)
-    better = "avx512_amx" in ISAS
-    assert (
-        "avx512_amx: the best" in chosen
-        if better
-        else "avx512_bf16: the best" in chosen or "avx512_bf16 runs too, but" in chosen
-    )
-    assert "avx512_bf16: asked for by force_isa" in doctor()
+    best = PAIRED[-1]
+    assert f"{best}: the best" in chosen or f"{best} runs too, but" in chosen
+    assert f"{paired}: asked for by force_isa" in doctor()

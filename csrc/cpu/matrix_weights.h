@@ -31,10 +31,21 @@ class MatrixWeights {
     return first_ + starts_[set.first] + row / block_rows * row_block(set);
   }
 
- private:
+  // All of them as right operands: pairs of sources are rows, and 16 destinations columns.
+  void turn() {
+    constexpr int64_t pairs = block_depth / 2;
+    for (int64_t i = 0; i < size_; i += register_numbers) {
+      Pair<BFloat16> rows[block_rows * pairs];
+      std::memcpy(rows, first_ + i, sizeof rows);
+      transpose_in(rows, pairs, block_rows, pairs, reinterpret_cast<Pair<BFloat16>*>(first_ + i), block_cols);
+    }
+  }
+  // From one to the same of the next 16 destinations.
   int64_t row_block(const GroupSet& set) const {
     return sides_.taps * divide_up(set.of(sides_.sources).count, block_depth) * register_numbers;
   }
+
+ private:
   int64_t size_of(const GroupSet& set) const {
     return divide_up(set.of(sides_.dests).count, block_rows) * row_block(set);
   }

@@ -12,7 +12,7 @@
 namespace groupconv::cpu {
 namespace {
 
-#if defined(__AMX_INT8__)
+#if defined(GROUPCONV_MATRIX_REGISTERS)
 constexpr bool has_byte_matrices = true;
 #else
 constexpr bool has_byte_matrices = false;

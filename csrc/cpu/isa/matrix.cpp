@@ -1,12 +1,16 @@
 // What matrix registers multiply. False where it has to be done another way.
 #include "cpu/convolve_matrix.h"
+#include "cpu/convolve_matrix_pixels.h"
+#include "cpu/convolve_matrix_pointwise.h"
 #include "cpu/dispatch.h"
 #include "cpu/peak.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 
 bool convolve_matrix(const ConvolveProblem<BFloat16>& problem) {
-  return MatrixConvolution::suits(problem) && MatrixConvolution(problem).run();
+  if (MatrixConvolution::suits(problem)) return MatrixConvolution(problem).run();
+  if (MatrixPointwise::suits(problem)) return MatrixPointwise(problem).run();
+  return MatrixPixelConvolution::suits(problem) && MatrixPixelConvolution(problem).run();
 }
 
 double bf16_peak(double seconds) {

@@ -12,6 +12,7 @@
 #include "cpu/convolve_lanes.h"
 #include "cpu/convolve_pixels.h"
 #include "cpu/convolve_streamed.h"
+#include "cpu/convolve_turned.h"
 #include "cpu/isa/entry.h"
 #include "cpu/multiply.h"
 #include "cpu/weights.h"
@@ -377,6 +378,7 @@ void convolve(const ConvolveProblem<Stored>& problem) {
   if constexpr (multiplies_stored<Stored>) {
     if (!problem.prologue && convolve_pairs(problem)) return;
   }
+  if (convolve_turned(problem)) return;
   if (convolve_streamed(problem)) return;
   if (convolve_pixels(problem)) return;
   if (LaneConvolution<Stored>::suits(problem)) return LaneConvolution<Stored>(problem).run();

@@ -372,30 +372,27 @@ GROUPCONV_INLINE void finish_run(const Finish<T>& finish, const T* from, int64_t
 }
 
 #if defined(__AVX2__)
-// Pixels of a strip of channels: all its lanes, or `count` of them.
+// Neighbouring pixels of a vector of channels: as many as a register is transposed into at once, whatever is there.
 template <bool Whole, class Strip, class Stored>
-void unstage_strip(Strip strip, int64_t count, int64_t pixels, const Finish<float>& finish,
-                   const Stored* residual, Stored* dest, int64_t pixel_stride) {
+GROUPCONV_INLINE void unstage_pixels(const Strip& strip, int64_t channels, int64_t pixels,
+                                     const Finish<float>& finish, const Stored* residual, Stored* dest,
+                                     int64_t pixel_stride) {
   using V_ = Vec<float>;
-  constexpr bool by_vector = Whole && in_vectors<Stored>;
   const V_ low = V_::broadcast(finish.range.low), high = V_::broadcast(finish.range.high);
-  for (int64_t first = 0; first < pixels; first += columns_at_once) {
-    LongRegister column[columns_at_once];
-    // May read past the last pixel: into the next row, or into the slack behind the last.
-    load_columns(strip.rows(), column);
-    strip.move(columns_at_once);
+  LongRegister column[columns_at_once];
+  // May read past the last pixel: into the next row, or into the slack behind the last.
+  load_columns(strip.rows(), column);
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < columns_at_once; ++i) {
-      if (first + i == pixels) return;
-      V_ x{column[i]};
-      const int64_t at = (first + i) * pixel_stride;
-      if constexpr (by_vector) {
-        if (residual) x = x + V_::load(residual + at);
-        clamp(low, high, x).store(dest + at);
-      } else {
-        if (residual) x = x + load_widened<float>(residual + at, count);
-        store_narrowed(clamp(low, high, x), dest + at, count);
-      }
+  for (int64_t i = 0; i < columns_at_once; ++i) {
+    if (!Whole && i == pixels) return;
+    V_ x{column[i]};
+    const int64_t at = i * pixel_stride;
+    if constexpr (Whole && in_vectors<Stored>) {
+      if (residual) x = x + V_::load(residual + at);
+      clamp(low, high, x).store(dest + at);
+    } else {
+      if (residual) x = x + load_widened<float>(residual + at, channels);
+      store_narrowed(clamp(low, high, x), dest + at, channels);
     }
   }
 }
@@ -409,18 +406,29 @@ void transpose_out(const T* rows, int64_t row_stride, int64_t pixels, int64_t ch
   if constexpr (transposes_vectors<T>) {
     if (is_clamp(finish.activation)) {
       constexpr int lanes = Vec<T>::lanes;
-      // A cache line of every row, before other rows push it out.
-      for (int64_t p = 0; p < pixels; p += lanes) {
-        const SpacedRows<T> from{rows + p, row_stride};
-        const int64_t some = smaller<int64_t>(lanes, pixels - p);
-        for (int64_t c = 0; c < channels; c += lanes) {
-          const Stored* added = residual ? residual + p * pixel_stride + c : nullptr;
-          Stored* to = dest + p * pixel_stride + c;
-          if (channels - c >= lanes) {
-            unstage_strip<true>(whole_strip<lanes>(from, c), lanes, some, finish, added, to, pixel_stride);
-          } else {
-            const ListedStrip<T, lanes> strip(from, c, channels - c);
-            unstage_strip<false>(strip, channels - c, some, finish, added, to, pixel_stride);
+      constexpr int64_t at_once = 256;  // whose lines stay in L1 until all of their pixels have been read
+      constexpr int64_t line = 64 / sizeof(T);
+      for (int64_t p = 0; p < pixels; p += line) {
+        for (int64_t begin = 0; begin < channels; begin += at_once) {
+          const int64_t end = smaller(begin + at_once, channels);
+          for (int64_t q = p; q < smaller(p + line, pixels); q += columns_at_once) {
+            const int64_t count = smaller(columns_at_once, pixels - q);
+            const SpacedRows<T> from{rows + q, row_stride};
+            Stored* to = dest + q * pixel_stride;
+            const Stored* added = residual ? residual + q * pixel_stride : nullptr;
+            int64_t c = begin;
+            if (count == columns_at_once) {
+              for (; c + lanes <= end; c += lanes) {
+                unstage_pixels<true>(whole_strip<lanes>(from, c), lanes, count, finish,
+                                     added ? added + c : nullptr, to + c, pixel_stride);
+              }
+            }
+            for (; c < end; c += lanes) {
+              const int64_t present = smaller<int64_t>(lanes, end - c);
+              const ListedStrip<T, lanes> strip(from, c, present);
+              unstage_pixels<false>(strip, present, count, finish, added ? added + c : nullptr, to + c,
+                                    pixel_stride);
+            }
           }
         }
       }

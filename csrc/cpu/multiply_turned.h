@@ -1,0 +1,119 @@
+// multiply_rows over rows of scratch that are one tile of registers wide, or two: what a longer tile decides for every
+// row and every step is known here, and a tile of a group with few channels takes as long as its multiply-adds.
+//
+// Tile: R destination rows × V vectors of pixels, weights read where they lie. Lines of memory are fetched between the
+// steps, one to read and one to write in each, which is no more at once than a core keeps in flight.
+#pragma once
+
+#include "cpu/multiply.h"
+#include "cpu/strides.h"
+#include "cpu/vec.h"
+
+namespace groupconv::cpu {
+namespace {
+
+constexpr int64_t turned_width = 48;  // pixels: three cache lines of floats
+
+// dest[r][q] = bias[r] + Σ_j weight[r][j] · source[j][q], of a group
+template <class T>
+struct TurnedJob {
+  const T* const* sources;
+  int64_t depth;
+  const T* weight;
+  int64_t weight_row, weight_step;  // from one row's weight to the next's, and from one source's
+  Strides weight_rows;              // weight_row, for a tile
+  T* const* dests;
+  const T* bias;
+  int64_t rows;
+};
+
+// What is fetched meanwhile: lines that will be read and lines that will be written, so many for each tile.
+struct FetchedLines {
+  const char* read;
+  char* written;
+  int64_t per_tile;
+
+  GROUPCONV_INLINE void fetch() {
+    __builtin_prefetch(read, 0, 2);
+    __builtin_prefetch(written, 1);
+    read += line_bytes;
+    written += line_bytes;
+  }
+};
+
+template <class T, int R>
+void multiply_turned_tile(const TurnedJob<T>& job, int64_t row, int64_t pixel, FetchedLines& lines) {
+  using V_ = Vec<T>;
+  constexpr int V = tile_vectors(max_tile_rows);
+  V_ sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const V_ start = V_::broadcast(job.bias[row + r]);
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) sums[r][v] = start;
+  }
+  const Strides strides = job.weight_rows;
+  const T* weight = job.weight + row * job.weight_row;
+  const auto step = [&](int64_t j) GROUPCONV_INLINE_LAMBDA {
+    const T* source = job.sources[j] + pixel;
+    asm("" : "+r"(source), "+r"(weight));  // else the compiler keeps a distance for each vector and each row
+    V_ x[V];
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) x[v] = V_::load(source + v * V_::lanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V_ w = V_::broadcast(*strides.at(weight, r));
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
+    }
+    weight += job.weight_step;
+  };
+  FetchedLines fetched = lines;
+  const int64_t depth = job.depth, fetching = smaller(depth, lines.per_tile);
+  int64_t j = 0;
+  for (; j < fetching; ++j) {
+    fetched.fetch();
+    step(j);
+  }
+  for (; j < depth; ++j) step(j);
+  lines = fetched;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    T* dest = job.dests[row + r] + pixel;
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) sums[r][v].store(dest + v * V_::lanes);
+  }
+}
+
+template <class T, int R>
+void multiply_turned_rows(const TurnedJob<T>& job, int64_t row, FetchedLines& lines) {
+  for (int64_t pixel = 0; pixel < turned_width; pixel += tile_width<T>) {
+    multiply_turned_tile<T, R>(job, row, pixel, lines);
+  }
+}
+
+template <class T, int R = max_tile_rows - 1>
+void multiply_last_turned_rows(const TurnedJob<T>& job, int64_t row, FetchedLines& lines) {
+  if constexpr (R > 0) {
+    if (job.rows - row == R) return multiply_turned_rows<T, R>(job, row, lines);
+    multiply_last_turned_rows<T, R - 1>(job, row, lines);
+  }
+}
+
+template <class T>
+void multiply_turned(const TurnedJob<T>& job, FetchedLines& lines) {
+  int64_t row = 0;
+  for (; row + max_tile_rows <= job.rows; row += max_tile_rows) {
+    multiply_turned_rows<T, max_tile_rows>(job, row, lines);
+  }
+  multiply_last_turned_rows<T>(job, row, lines);
+}
+
+// How many tiles of registers the rows of a group take.
+template <class T>
+int64_t turned_tiles(int64_t rows) {
+  return divide_up(rows, int64_t{max_tile_rows}) * (turned_width / tile_width<T>);
+}
+
+}  // namespace
+}  // namespace groupconv::cpu

@@ -82,6 +82,9 @@ const KernelTable& avx512_amx_table() {
     others.bf16.convolve = [](const ConvolveProblem<BFloat16>& problem) {
       if (!avx512_amx::convolve_matrix(problem)) avx512::kernels.bf16.convolve(problem);
     };
+    others.bf16.weight_grad = [](const WeightGradProblem<BFloat16>& problem) {
+      if (!avx512_amx::weight_grad_matrix(problem)) avx512::kernels.bf16.weight_grad(problem);
+    };
     return others;
   }();
   return table;

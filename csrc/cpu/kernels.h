@@ -61,6 +61,7 @@ struct WeightGradProblem {
   const PartitionView* partition = nullptr;
   int64_t window_area = 1;
   const Sweep* sweep = nullptr;  // of the forward pass
+  bool whole = true;             // no other sweep adds to this gradient
   Threads threads;
 };
 

@@ -234,6 +234,7 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
         cpu::WeightGradProblem<Stored> part = problem;
         if (is_part) part.grad = crop_to(sweep, part.grad);
         part.sweep = &sweep;
+        part.whole = !is_part;
         collapse(sweep, part.input, part.grad);
         cpu::typed<Stored>(cpu::kernels()).weight_grad(part);
       };

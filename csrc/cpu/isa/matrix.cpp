@@ -4,6 +4,7 @@
 #include "cpu/convolve_matrix_pointwise.h"
 #include "cpu/dispatch.h"
 #include "cpu/peak.h"
+#include "cpu/weight_grad_matrix.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 
@@ -11,6 +12,10 @@ bool convolve_matrix(const ConvolveProblem<BFloat16>& problem) {
   if (MatrixConvolution::suits(problem)) return MatrixConvolution(problem).run();
   if (MatrixPointwise::suits(problem)) return MatrixPointwise(problem).run();
   return MatrixPixelConvolution::suits(problem) && MatrixPixelConvolution(problem).run();
+}
+
+bool weight_grad_matrix(const WeightGradProblem<BFloat16>& problem) {
+  return MatrixWeightGrad::suits(problem) && MatrixWeightGrad(problem).run();
 }
 
 double bf16_peak(double seconds) {

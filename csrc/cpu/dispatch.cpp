@@ -79,6 +79,7 @@ const KernelTable& avx512_amx_table() {
     others.isa = "avx512_amx";
     others.bf16_peak = avx512_amx::bf16_peak;
     others.quantized = &avx512_amx::quantized_kernels;
+    others.bf16.convolve_stored = avx512_amx::convolve_matrix;
     others.bf16.convolve = [](const ConvolveProblem<BFloat16>& problem) {
       if (!avx512_amx::convolve_matrix(problem)) avx512::kernels.bf16.convolve(problem);
     };

@@ -40,6 +40,8 @@ struct ConvolveProblem {
   const Compute* coarse = nullptr;  // [outputs, groups]; null: one level
   Image<Stored> shared;
   const Compute* weight = nullptr;
+  const Stored* stored_weight =
+      nullptr;                    // the same as it is stored: for convolve_stored, where there is no `weight`
   const Compute* bias = nullptr;  // one per destination channel, or null
   const PartitionView* partition = nullptr;
   bool transposed = false;  // input gradient
@@ -225,6 +227,8 @@ struct TypedKernels {
   void (*chain_grad)(const ChainGradProblem<Stored>&);
   // Whether convolve multiplies with lanes over a group's destination channels, not over pixels.
   bool (*has_lanes_over_channels)(const ConvolveProblem<Stored>&);
+  // Null, or what multiplies by a weight as it is stored: false where convolve has to do it all.
+  bool (*convolve_stored)(const ConvolveProblem<Stored>&) = nullptr;
 };
 
 // Of uint8 and int8: quantized.h has the problems.

@@ -65,10 +65,17 @@ class MatrixWeights {
     }
   }
 
+  void pack_group(const GroupSet& set, int64_t group, int64_t dest, int64_t source, BFloat16* to) const {
+    if (sides_.problem.weight) return pack_numbers(sides_.problem.weight, set, group, dest, source, to);
+    pack_numbers(sides_.problem.stored_weight, set, group, dest, source, to);
+  }
+
   // The group's first destination and source are these of the set; the source is 0 where there are more than 32. In a
   // forward pass the windows of a destination's sources follow each other, in an input gradient those of a source's
   // destinations: either way columns of a block that is transposed.
-  void pack_group(const GroupSet& set, int64_t group, int64_t dest, int64_t source, BFloat16* to) const {
+  template <class Number>
+  void pack_numbers(const Number* weight, const GroupSet& set, int64_t group, int64_t dest, int64_t source,
+                    BFloat16* to) const {
     constexpr int64_t most_columns = 256;
     const int64_t rows = sides_.dests.count(group), sources = sides_.sources.count(group);
     const int64_t area = sides_.problem.window_area, step = sides_.source_step(group);
@@ -82,7 +89,7 @@ class MatrixWeights {
         const int64_t count = smaller(sources - k, block_depth);
         const auto low = Vec<float>::first(smaller(count, block_cols));
         const auto high = Vec<float>::first(larger(count - block_cols, int64_t{0}));
-        const float* from = sides_.weight(group) + r * dest_step + k * step;
+        const Number* from = weight + sides_.first_weight(group) + r * dest_step + k * step;
         float transposed[most_columns][block_depth];
         const bool transposes = step > 1 && columns <= most_columns;
         if (transposes) transpose_in(from, step, count, columns, transposed[0], block_depth);
@@ -91,12 +98,17 @@ class MatrixWeights {
           BFloat16* words = to + row / block_rows * next_rows + k / block_depth * register_numbers +
                             row % block_rows * block_depth + source;
           for (const Tap& tap : sides_.problem.sweep->taps) {
-            const float* numbers = transposes ? transposed[c + tap.weight] : from + c + tap.weight;
-            if (transposes || step == 1) {
+            const auto copy = [&](const auto* numbers) GROUPCONV_INLINE_LAMBDA {
               Vec<float>::load(numbers, low).store(words, low);
               Vec<float>::load(numbers + block_cols, high).store(words + block_cols, high);
+            };
+            const Number* numbers = from + c + tap.weight;
+            if (transposes) {
+              copy(transposed[c + tap.weight]);
+            } else if (step == 1) {
+              copy(numbers);
             } else {
-              for (int64_t i = 0; i < count; ++i) narrow(numbers[i * step], words[i]);
+              for (int64_t i = 0; i < count; ++i) narrow(widen(numbers[i * step]), words[i]);
             }
             words += next_tap;
           }

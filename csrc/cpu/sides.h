@@ -23,10 +23,10 @@ struct Sides {
         taps(static_cast<int64_t>(p.sweep->taps.size())) {}
 
   // A group's weights, and the distance from one destination or source channel to the next.
-  const T* weight(int64_t group) const {
-    return problem.weight +
-           problem.partition->weight_offsets[static_cast<size_t>(group)] * problem.window_area;
+  int64_t first_weight(int64_t group) const {
+    return problem.partition->weight_offsets[static_cast<size_t>(group)] * problem.window_area;
   }
+  const T* weight(int64_t group) const { return problem.weight + first_weight(group); }
   int64_t dest_step(int64_t group) const {
     return problem.window_area * (problem.transposed ? 1 : problem.partition->inputs.count(group));
   }

@@ -77,15 +77,13 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
   for_dtype(input, [&](auto element) {
     using Stored = decltype(element);
     using Compute = cpu::compute_t<Stored>;
-    const Tensor typed_weight = for_compute<Stored>(weight);
-    const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : typed_weight;
+    const Tensor typed_bias = bias ? for_compute<Stored>(*bias) : weight;
     const TypedPrologue<Stored> before(prologue, input);
     cpu::ConvolveProblem<Stored> problem;
     problem.source = image_of<const Stored>(input);
     problem.prologue = before.view();
     problem.dest = image_of<Stored>(output);
     if (residual) problem.residual = image_of<const Stored>(added);
-    problem.weight = static_cast<const Compute*>(typed_weight.data_ptr());
     if (bias) problem.bias = static_cast<const Compute*>(typed_bias.data_ptr());
     problem.partition = &partition;
     problem.window_area = window.area();
@@ -100,7 +98,7 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
     problem.sweep = &sweep;
     if (collapse(sweep, problem.source, problem.dest) && residual)
       problem.residual = problem.residual.as_row();
-    cpu::typed<Stored>(cpu::kernels()).convolve(problem);
+    convolve_with(weight, problem);
   });
   return output;
 }

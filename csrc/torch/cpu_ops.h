@@ -80,6 +80,19 @@ Tensor for_compute(const Tensor& tensor) {
   return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
 }
 
+// Computes what `problem` says, but for its weight: from this one as it is stored where a kernel can.
+template <class Stored>
+void convolve_with(const Tensor& weight, cpu::ConvolveProblem<Stored> problem) {
+  const auto& kernels = cpu::typed<Stored>(cpu::kernels());
+  if (kernels.convolve_stored && weight.is_contiguous()) {
+    problem.stored_weight = static_cast<const Stored*>(weight.data_ptr());
+    if (kernels.convolve_stored(problem)) return;
+  }
+  const Tensor computed = for_compute<Stored>(weight);
+  problem.weight = static_cast<const cpu::compute_t<Stored>*>(computed.data_ptr());
+  kernels.convolve(problem);
+}
+
 // A fixed cut of the batch, whatever the number of threads. Where groups are work items of their own and there
 // are enough of them, none is needed; a short slice would not pay for its own gradient.
 constexpr int64_t enough_groups = 8;

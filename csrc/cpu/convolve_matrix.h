@@ -7,7 +7,6 @@
 
 #include "cpu/matrix_weights.h"
 #include "cpu/staging.h"
-#include "cpu/stores.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {

@@ -28,7 +28,7 @@ double bf16_peak(double seconds);
 }  // namespace avx512_bf16
 namespace avx512_amx {  // avx512_vnni, but for what matrix registers compute
 extern const QuantizedKernels quantized_kernels;
-// Of isa/matrix.cpp: false, and nothing done, where vectors are better.
+// Of isa/matrix.cpp: false where vectors have to do it.
 bool convolve_matrix(const ConvolveProblem<BFloat16>& problem);
 bool weight_grad_matrix(const WeightGradProblem<BFloat16>& problem);
 double bf16_peak(double seconds);

@@ -328,9 +328,9 @@ class MatrixConvolution {
   Sides<BFloat16> sides_;
   Planes planes_;
   Finish<float> finish_;
-  bool source_flat_;
-  bool dest_direct_, dest_gaps_;  // dest_gaps_: direct, but for the gaps between rows
-  bool joins_ = false;            // groups share registers
+  bool source_flat_ = false;
+  bool dest_direct_ = false, dest_gaps_ = false;  // dest_gaps_: direct, but for the gaps between rows
+  bool joins_ = false;                            // groups share registers
   int64_t sets_ = 0, most_sources_ = 0, most_dests_ = 0, pairs_;
 };
 

@@ -4,6 +4,7 @@ Environment variables that are CMake options of the same name:
 
 - ``GROUPCONV_CUDA=AUTO|ON|OFF``: build the CUDA kernels (AUTO: if nvcc is found).
 - ``GROUPCONV_SIMD=ON|OFF``: build the AVX2 and AVX-512 kernels.
+- ``GROUPCONV_EMULATE_AMX=ON|OFF``: have matrix registers in software, for tests.
 - ``GROUPCONV_SANITIZE=address,undefined``: instrument the native code.
 
 ``GROUPCONV_BUILD_DIR`` is the build folder (``build/cmake``). It is kept, so that the next build
@@ -25,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 BUILD_DIR = ROOT / os.environ.get("GROUPCONV_BUILD_DIR", "build/cmake")
-OPTIONS = ("GROUPCONV_CUDA", "GROUPCONV_SIMD", "GROUPCONV_SANITIZE")
+OPTIONS = ("GROUPCONV_CUDA", "GROUPCONV_SIMD", "GROUPCONV_EMULATE_AMX", "GROUPCONV_SANITIZE")
 
 
 def find_tool(package: str, folder_name: str) -> str | None:

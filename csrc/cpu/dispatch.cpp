@@ -60,10 +60,17 @@ const KernelTable avx512_bf16_table =
     with_bf16("avx512_bf16", (__builtin_cpu_init(), has_avx512_vnni()) ? avx512_vnni_table : avx512::kernels,
               avx512_bf16::bf16_kernels);
 
+#if defined(GROUPCONV_EMULATE_AMX)
+constexpr bool emulates_amx = true;
+#else
+constexpr bool emulates_amx = false;
+#endif
+
 // The kernel has to be asked for the registers, once for all threads: they are large, and it saves them.
 bool has_avx512_amx() {
   static const bool granted = [] {
     if (!has_avx512_vnni() || !has_avx512_bf16()) return false;
+    if (emulates_amx) return true;
     if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return false;
     if (!__builtin_cpu_supports("amx-int8")) return false;
     constexpr long ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -71,6 +78,7 @@ bool has_avx512_amx() {
   }();
   return granted;
 }
+bool has_fast_avx512_amx() { return !emulates_amx; }
 
 // avx512_vnni, but for the bfloat16 and the bytes that matrix registers multiply.
 const KernelTable& avx512_amx_table() {
@@ -95,7 +103,7 @@ const KernelTable& avx512_amx_table() {
 // Best first.
 const Candidate candidates[] = {
 #if defined(GROUPCONV_X86)
-    {&avx512_amx_table(), has_avx512_amx, always},
+    {&avx512_amx_table(), has_avx512_amx, has_fast_avx512_amx},
     {&avx512_bf16_table, has_avx512_bf16, has_fast_avx512_bf16},
     {&avx512_vnni_table, has_avx512_vnni, always},
     {&avx512::kernels, has_avx512, always},

@@ -5,12 +5,13 @@
 //   sum[m][n] += Σ_k left[m][k] · right[k][n]
 // left's row m holds its 32 numbers side by side; right's row k / 2 holds the pairs (k, k + 1) of 16 columns.
 // Of bytes, with sums of int32, twice as many: 64 in a row of left, four of each column in a row of right.
-//
-// Written as instructions, since the compiler's own functions for them promise nothing about the memory that they
-// read and write.
 #pragma once
 
-#include "cpu/vec.h"
+#if defined(GROUPCONV_EMULATE_AMX)
+#include "cpu/emulated_matrix_instructions.h"
+#else
+#include "cpu/matrix_instructions.h"
+#endif
 
 namespace groupconv::cpu {
 namespace {
@@ -36,39 +37,11 @@ class MatrixRegisters {
       config.row_bytes[r] = static_cast<uint16_t>(left ? depth_bytes : register_row_bytes);
       config.rows[r] = static_cast<uint8_t>(right ? depth_bytes / 4 : rows);
     }
-    asm volatile("ldtilecfg %0" : : "m"(config));
+    configure_registers(&config);
   }
-  ~MatrixRegisters() { asm volatile("tilerelease"); }
+  ~MatrixRegisters() { release_registers(); }
   MatrixRegisters(const MatrixRegisters&) = delete;
 };
-
-template <int Register>
-GROUPCONV_INLINE void clear_register() {
-  asm volatile("tilezero %%tmm%c0" : : "i"(Register));
-}
-template <int Register>
-GROUPCONV_INLINE void load_register(const void* first_row, int64_t row_distance) {
-  asm volatile("tileloadd (%1,%2,1), %%tmm%c0"
-               :
-               : "i"(Register), "r"(first_row), "r"(row_distance)
-               : "memory");
-}
-template <int Register>
-GROUPCONV_INLINE void store_register(void* first_row, int64_t row_distance) {
-  asm volatile("tilestored %%tmm%c0, (%1,%2,1)"
-               :
-               : "i"(Register), "r"(first_row), "r"(row_distance)
-               : "memory");
-}
-template <int Sum, int Left, int Right>
-GROUPCONV_INLINE void multiply_registers() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Left), "i"(Right));
-}
-// uint8 on the left, int8 on the right, int32 sums that wrap around.
-template <int Sum, int Left, int Right>
-GROUPCONV_INLINE void multiply_bytes() {
-  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Left), "i"(Right));
-}
 
 }  // namespace
 }  // namespace groupconv::cpu

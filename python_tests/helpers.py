@@ -1,6 +1,7 @@
 """What several tests share: problems of every kind, the oracle, and what rounding may change."""
 
 import ctypes
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -172,6 +173,13 @@ def tensors(
     x = torch.randn(batch, partition.in_channels, *geometry.input_size, dtype=dtype)
     weight = torch.randn(partition.entries, *geometry.kernel_size, dtype=dtype)
     return x, weight, torch.randn(partition.out_channels, dtype=dtype)
+
+
+def split(channels: int, *sizes: int, seed: int = 0) -> list[list[int]]:
+    """The channels in random order, cut into lists of these sizes."""
+    order = torch.randperm(channels, generator=torch.Generator().manual_seed(seed)).tolist()
+    ends = list(itertools.accumulate(sizes))
+    return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 # ---- instruction sets ---------------------------------------------------------------------------
@@ -371,3 +379,27 @@ def check_convolution(
     assert x_grad.dtype == new_weight_grad.dtype == x.dtype
     assert_within_rounding(x_grad, exact(input_grad, grad, weight))
     assert_within_rounding(new_weight_grad, exact(weight_grad, grad, x))
+
+
+def check_same_bits(
+    partition: Partition,
+    geometry: Geometry,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+) -> None:
+    """Whatever the number of threads, and whichever images are beside one."""
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return NATIVE.convolve(x, weight, bias, None, partition, window_of(geometry), "none")
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = call(x)
+        assert torch.equal(call(x[1:4]), alone[1:4])
+        for count in (2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(call(x), alone)
+    finally:
+        torch.set_num_threads(threads)

@@ -4,7 +4,6 @@ the pairs of a group's channels, and the zeros that fill its last block up, can 
 Every partition, window and layout is tested in these instruction sets as in all others.
 """
 
-import itertools
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from helpers import (
     check_convolution,
     forced_isa,
     needs_native,
+    split,
     tensors,
     window_of,
 )
@@ -39,13 +39,6 @@ pytestmark = [
 
 AROUND = (1, 1, 1, 1)
 TINY = 1e-39  # a denormal, in bfloat16 too
-
-
-def split(channels: int, *sizes: int, seed: int = 0) -> list[list[int]]:
-    """The channels in random order, cut into lists of these sizes."""
-    order = torch.randperm(channels, generator=torch.Generator().manual_seed(seed)).tolist()
-    ends = list(itertools.accumulate(sizes))
-    return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 PARTITIONS = {

@@ -17,6 +17,7 @@ from helpers import (
     exact,
     forced_isa,
     needs_native,
+    split,
 )
 
 from groupconv_ext import Partition, _ops, reference
@@ -35,13 +36,6 @@ TINY = 1e-39  # a denormal, in bfloat16 too
 def matrix_registers() -> Iterator[None]:
     with forced_isa("avx512_amx"):
         yield
-
-
-def split(channels: int, *sizes: int, seed: int = 0) -> list[list[int]]:
-    """The channels in random order, cut into lists of these sizes."""
-    order = torch.randperm(channels, generator=torch.Generator().manual_seed(seed)).tolist()
-    ends = list(itertools.accumulate(sizes))
-    return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 PARTITIONS = {

@@ -6,13 +6,12 @@ from helpers import (
     DTYPES,
     ISAS,
     LAYOUTS,
-    NATIVE,
     Geometry,
     check_convolution,
+    check_same_bits,
     forced_isa,
     needs_native,
     tensors,
-    window_of,
 )
 
 from groupconv_ext import Partition
@@ -68,19 +67,5 @@ def test_epilogue(case: str, dtype: torch.dtype, isa: str) -> None:
 def test_the_same_bits_on_any_threads_and_in_any_batch(case: str, isa: str) -> None:
     partition, geometry = CASES[case]
     x, weight, bias = tensors(partition, geometry, batch=5, dtype=torch.float32)
-    x = channels_last(x)
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        return NATIVE.convolve(x, weight, bias, None, partition, window_of(geometry), "none")
-
-    threads = torch.get_num_threads()
-    try:
-        with forced_isa(isa):
-            torch.set_num_threads(1)
-            alone = call(x)
-            assert torch.equal(call(x[1:4]), alone[1:4])
-            for count in (2, 3):
-                torch.set_num_threads(count)
-                assert torch.equal(call(x), alone)
-    finally:
-        torch.set_num_threads(threads)
+    with forced_isa(isa):
+        check_same_bits(partition, geometry, channels_last(x), weight, bias)

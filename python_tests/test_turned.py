@@ -9,6 +9,7 @@ from helpers import (
     Geometry,
     Layout,
     check_convolution,
+    check_same_bits,
     forced_isa,
     needs_native,
     tensors,
@@ -79,22 +80,8 @@ def test_epilogue(activation: str, sliced: bool, isa: str) -> None:
 def test_the_same_bits_on_any_threads_and_in_any_batch(case: str, isa: str) -> None:
     partition, geometry = CASES[case]
     x, weight, bias = tensors(partition, geometry, batch=7, dtype=torch.float32)
-    x = channels_last(x)
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        return NATIVE.convolve(x, weight, bias, None, partition, window_of(geometry), "none")
-
-    threads = torch.get_num_threads()
-    try:
-        with forced_isa(isa):
-            torch.set_num_threads(1)
-            alone = call(x)
-            assert torch.equal(call(x[1:4]), alone[1:4])
-            for count in (2, 3):
-                torch.set_num_threads(count)
-                assert torch.equal(call(x), alone)
-    finally:
-        torch.set_num_threads(threads)
+    with forced_isa(isa):
+        check_same_bits(partition, geometry, channels_last(x), weight, bias)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -89,7 +89,8 @@ const KernelTable& avx512_amx_table() {
     others.quantized = &avx512_amx::quantized_kernels;
     others.bf16.convolve_stored = avx512_amx::convolve_matrix;
     others.bf16.convolve = [](const ConvolveProblem<BFloat16>& problem) {
-      if (!avx512_amx::convolve_matrix(problem)) avx512::kernels.bf16.convolve(problem);
+      const bool tried = problem.stored_weight;  // with the weight as it is stored
+      if (tried || !avx512_amx::convolve_matrix(problem)) avx512::kernels.bf16.convolve(problem);
     };
     others.bf16.weight_grad = [](const WeightGradProblem<BFloat16>& problem) {
       if (!avx512_amx::weight_grad_matrix(problem)) avx512::kernels.bf16.weight_grad(problem);

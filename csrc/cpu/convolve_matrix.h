@@ -19,16 +19,8 @@ class MatrixConvolution {
 
  public:
   static bool suits(const ConvolveProblem<BFloat16>& p) {
-    if (p.coarse || p.prologue || (p.transposed && p.partition->inputs_overlap)) return false;
     if (p.source.channels_last() || p.dest.channels_last()) return false;
-    const Sides<BFloat16> sides(p);
-    int64_t possible = 0;
-    for_each_set(sides, [&](const GroupSet& set) {
-      const int64_t sources = set.of(sides.sources).count, dests = set.of(sides.dests).count;
-      possible += divide_up(sources, block_depth) * block_depth * divide_up(dests, span) * span;
-    });
-    return p.partition->entries() * least_share >= possible &&
-           p.dest.batch * p.sweep->rows * p.sweep->cols >= span;
+    return p.dest.batch * p.sweep->rows * p.sweep->cols >= span && fills_registers(Sides(p), span);
   }
 
   explicit MatrixConvolution(const ConvolveProblem<BFloat16>& problem)
@@ -48,8 +40,7 @@ class MatrixConvolution {
                    stages_vectors<BFloat16, Operand>(p_.source, planes_, sweep_.cols + sweep_.halo_cols);
   }
 
-  // False where a sum was infinite or none and groups share registers: zero times what another group reads is not zero
-  // then, and all has to be done again another way.
+  // False where a sum was infinite or none and groups share registers, see group_sets.h.
   bool run() const {
     const int64_t units = p_.dest.batch * sets_;
     const Tiling tiles = tiling(p_.threads.run ? divide_up(pieces_for_threads, units) : int64_t{1});
@@ -86,8 +77,6 @@ class MatrixConvolution {
   }
 
  private:
-  // Of the products that matrix registers make one in so many is wanted at least.
-  static constexpr int64_t least_share = 16;
   // The weights of 32 destinations and so many steps stay in L1 while all pixels of a tile pass.
   static constexpr int64_t most_steps = 12;
 
@@ -120,8 +109,8 @@ class MatrixConvolution {
     int64_t sum_distance;
     float* block;           // [32][32] sums
     const GapVector* gaps;  // of dests' vectors, or null
-    Vec<float> infinite;    // NaN in some lane where a sum was infinite or none
-    Block done;             // whose sums they are; pixel < 0: nobody's
+    SumsSeen seen;
+    Block done;  // whose sums they are; pixel < 0: nobody's
   };
 
   // Whether all sums are finite.
@@ -138,7 +127,6 @@ class MatrixConvolution {
     job.distance = row_distance<float>(planes_.count * shape.size + span);
     job.sum_distance = row_distance<float>(divide_up(job.length, span) * span);
     job.done.pixel = -1;
-    job.infinite = zero<float>();
     job.gaps = gaps.dest;
     const bool direct = dest_direct_ || dest_gaps_;
     const int64_t summed = direct ? 0 : job.rows * job.sum_distance;
@@ -181,7 +169,7 @@ class MatrixConvolution {
     if (!direct) {
       unstage(job.sums, job.sum_distance, shape.pitch, dests, sweep_, tile, finish_, p_.residual, p_.dest, n);
     }
-    return _mm512_cmp_ps_mask(job.infinite.v, job.infinite.v, _CMP_UNORD_Q) == 0;
+    return job.seen.all_finite();
   }
 
   void multiply_tile(const MatrixWeights& weights, const PlaneShape& shape, Job& job) const {
@@ -261,29 +249,23 @@ class MatrixConvolution {
     const int64_t end = smaller(job.done.row + span, job.rows), pixel = job.done.pixel;
     const int64_t count = smaller(span, job.length - pixel);
     const float* from = job.block;
-    Vec<float> infinite = job.infinite;
+    SumsSeen seen = job.seen;  // in a register
     for (int64_t r = job.done.row; r < end; ++r, from += span) {
       if (job.gaps) {
-        finish_between_gaps(job, from, r, infinite);
+        finish_between_gaps(job, from, r, seen);
       } else if (dest_direct_) {
-        finish_row(from, job.bias[r], job.residuals[r] + pixel, job.dests[r] + pixel, count, infinite);
+        finish_row(from, job.bias[r], job.residuals[r] + pixel, job.dests[r] + pixel, count, seen);
       } else {
         const float* no_residual = nullptr;
-        finish_row(from, job.bias[r], no_residual, job.sums + r * job.sum_distance + pixel, count, infinite);
+        finish_row(from, job.bias[r], no_residual, job.sums + r * job.sum_distance + pixel, count, seen);
       }
     }
-    job.infinite = infinite;
-  }
-
-  // Turns lanes of `infinite` into NaN where sums are infinite or none.
-  static GROUPCONV_INLINE Vec<float> looked_at(Vec<float> sum, Vec<float>& infinite) {
-    infinite = multiply_add(sum, zero<float>(), infinite);
-    return sum;
+    job.seen = seen;
   }
 
   // Where rows of pixels follow each other in the image, and those of the block do not.
   GROUPCONV_INLINE void finish_between_gaps(const Job& job, const float* from, int64_t row,
-                                            Vec<float>& infinite) const {
+                                            SumsSeen& seen) const {
     const Vec<float> bias = Vec<float>::broadcast(job.bias[row]);
     const Vec<float> low = Vec<float>::broadcast(finish_.range.low),
                      high = Vec<float>::broadcast(finish_.range.high);
@@ -294,7 +276,7 @@ class MatrixConvolution {
       const uint32_t lanes = gap.lanes & Vec<float>::first(smaller(left, block_cols));
       const auto present = Vec<float>::first(__builtin_popcount(lanes));
       const Vec<float> sum = compress(Vec<float>::load(from + i), Vec<float>::from_bits(lanes));
-      Vec<float> x = looked_at(sum, infinite) + bias;
+      Vec<float> x = seen.look(sum) + bias;
       if (p_.residual.data) x = x + Vec<float>::load(job.residuals[row] + gap.before, present);
       clamp(low, high, x).store(job.dests[row] + gap.before, present);
     }
@@ -302,14 +284,14 @@ class MatrixConvolution {
 
   template <class Out>
   GROUPCONV_INLINE void finish_row(const float* from, float bias_number, const Out* residual, Out* to,
-                                   int64_t count, Vec<float>& infinite) const {
+                                   int64_t count, SumsSeen& seen) const {
     constexpr bool last = __is_same(Out, BFloat16);
     const Vec<float> bias = Vec<float>::broadcast(bias_number);
     const Vec<float> low = Vec<float>::broadcast(finish_.range.low),
                      high = Vec<float>::broadcast(finish_.range.high);
     const bool adds = last && p_.residual.data, clamps = last && p_.activation != Activation::none;
     const auto finish = [&](int64_t i, auto... mask) GROUPCONV_INLINE_LAMBDA {
-      Vec<float> x = looked_at(Vec<float>::load(from + i, mask...), infinite) + bias;
+      Vec<float> x = seen.look(Vec<float>::load(from + i, mask...)) + bias;
       if (adds) x = x + Vec<float>::load(residual + i, mask...);
       if (clamps) x = clamp(low, high, x);
       x.store(to + i, mask...);

@@ -32,16 +32,8 @@ class MatrixPixelConvolution {
 
  public:
   static bool suits(const ConvolveProblem<BFloat16>& p) {
-    if (p.coarse || p.prologue || (p.transposed && p.partition->inputs_overlap)) return false;
     if (!p.source.channels_last() || !p.dest.channels_last() || p.sweep->far_taps) return false;
-    const Sides<BFloat16> sides(p);
-    int64_t possible = 0;
-    for_each_set(sides, [&](const GroupSet& set) {
-      possible +=
-          rounded(set.of(sides.sources).count, block_depth) * rounded(set.of(sides.dests).count, block_cols);
-    });
-    return p.partition->entries() * least_share >= possible &&
-           p.dest.batch * p.sweep->rows * p.sweep->cols >= span;
+    return p.dest.batch * p.sweep->rows * p.sweep->cols >= span && fills_registers(Sides(p), block_cols);
   }
 
   explicit MatrixPixelConvolution(const ConvolveProblem<BFloat16>& problem)
@@ -57,14 +49,14 @@ class MatrixPixelConvolution {
     for_each_set(sides_, [&](const GroupSet& set) {
       ++sets_;
       joins_ = joins_ || set.joins();
-      reads_ += rounded(set.of(sides_.sources).count, block_depth);
-      sums_ += rounded(set.of(sides_.dests).count, block_cols);
+      reads_ += round_up(set.of(sides_.sources).count, block_depth);
+      sums_ += round_up(set.of(sides_.dests).count, block_cols);
     });
     pixel_ = row_distance<BFloat16>(reads_);
     sum_distance_ = row_distance<BFloat16>(sums_);
   }
 
-  // False where a sum was infinite or none and groups share registers, as in convolve_matrix.h.
+  // False where a sum was infinite or none and groups share registers, see group_sets.h.
   bool run() {
     Workspace shared;
     plan(shared);
@@ -90,11 +82,6 @@ class MatrixPixelConvolution {
   }
 
  private:
-  // Of the products that matrix registers make one in so many is wanted at least.
-  static constexpr int64_t least_share = 16;
-
-  static int64_t rounded(int64_t channels, int64_t block) { return divide_up(channels, block) * block; }
-
   // Where a tile's pixels lie among those that are staged, and its sums.
   struct Segments {
     bool across;    // rows
@@ -107,7 +94,7 @@ class MatrixPixelConvolution {
       in_row = divide_up(tile.cols, block_rows);
       across = !steps && all <= tile.rows * in_row;
       pitch = across ? staged_cols : in_row * block_rows;
-      count = rounded(across ? all : tile.rows * in_row, 2);
+      count = round_up(across ? all : tile.rows * in_row, 2);
     }
   };
 
@@ -116,10 +103,10 @@ class MatrixPixelConvolution {
     int64_t n;
     Tile tile;
     const BFloat16* staged;
-    BFloat16* sums;       // of each pixel, or of the residual until then
-    float* block;         // [32][32]
-    char* scratch;        // for a change of order
-    Vec<float> infinite;  // NaN in some lane where a sum was infinite or none
+    BFloat16* sums;  // of each pixel, or of the residual until then
+    float* block;    // [32][32]
+    char* scratch;   // for a change of order
+    SumsSeen seen;
   };
   // 32 pixels × 32 destinations whose sums are in `block`.
   struct Done {
@@ -153,10 +140,10 @@ class MatrixPixelConvolution {
     for_each_set(sides_, [&](const GroupSet& set) {
       const ChannelSet sources = set.of(sides_.sources), dests = set.of(sides_.dests);
       *group++ = {set, read, sum, divide_up(sources.count, block_depth), divide_up(dests.count, block_cols)};
-      for (int64_t i = 0; i < rounded(sources.count, block_depth); ++i) {
+      for (int64_t i = 0; i < round_up(sources.count, block_depth); ++i) {
         reads[read++] = static_cast<int32_t>(i < sources.count ? sources[i] : no_channel);
       }
-      for (int64_t r = 0; r < rounded(dests.count, block_cols); ++r, ++sum) {
+      for (int64_t r = 0; r < round_up(dests.count, block_cols); ++r, ++sum) {
         const bool exists = r < dests.count;
         channels[sum] = exists ? static_cast<int32_t>(dests[r]) : no_channel;
         bias_[sum] = exists ? sides_.bias(dests[r]) : 0;
@@ -183,8 +170,7 @@ class MatrixPixelConvolution {
     space.plan<char>(scratch);
     space.open();
     BFloat16* pixels = space.take<BFloat16>(staged);
-    Job job{n,       tile,         pixels, space.take<BFloat16>(summed), space.take<float>(span * span),
-            nullptr, zero<float>()};
+    Job job{n, tile, pixels, space.take<BFloat16>(summed), space.take<float>(span * span), nullptr, {}};
     job.scratch = space.take<char>(scratch);
 
     stage(job, rows, pixels);
@@ -198,7 +184,7 @@ class MatrixPixelConvolution {
     for_each_row(job, segments, p_.dest, [&](BFloat16* to, int64_t stride, const BFloat16* sums) {
       out_.run(sums, sum_distance_, to, stride, tile.cols, job.scratch);
     });
-    return _mm512_cmp_ps_mask(job.infinite.v, job.infinite.v, _CMP_UNORD_Q) == 0;
+    return job.seen.all_finite();
   }
 
   void stage(const Job& job, int64_t rows, BFloat16* to) const {
@@ -313,8 +299,7 @@ class MatrixPixelConvolution {
     const int64_t width = done.wide ? span : block_cols;
     for (int64_t i = 0; i < span; ++i) {
       for (int64_t c = 0; c < width; c += block_cols) {
-        const auto sum = Vec<float>::load(job.block + i * span + c);
-        job.infinite = multiply_add(sum, zero<float>(), job.infinite);
+        job.seen.look(Vec<float>::load(job.block + i * span + c));
       }
     }
   }

@@ -30,16 +30,9 @@ class MatrixPointwise {
 
  public:
   static bool suits(const ConvolveProblem<BFloat16>& p) {
-    if (p.coarse || p.prologue || (p.transposed && p.partition->inputs_overlap)) return false;
     if (!p.source.channels_last() || !p.dest.channels_last()) return false;
     if (!p.sweep->pointwise() || p.sweep->rows != 1) return false;
-    const Sides<BFloat16> sides(p);
-    int64_t possible = 0;
-    for_each_set(sides, [&](const GroupSet& set) {
-      possible +=
-          rounded(set.of(sides.sources).count, block_depth) * rounded(set.of(sides.dests).count, block_rows);
-    });
-    return p.partition->entries() * least_share >= possible && p.dest.batch * p.sweep->cols >= span;
+    return p.dest.batch * p.sweep->cols >= span && fills_registers(Sides(p), block_rows);
   }
 
   explicit MatrixPointwise(const ConvolveProblem<BFloat16>& problem)
@@ -51,26 +44,25 @@ class MatrixPointwise {
         batch_(p_.dest.batch),
         pixels_(p_.sweep->cols) {
     for_each_set(sides_, [&](const GroupSet& set) {
-      const int64_t reads = rounded(set.of(sides_.sources).count, block_depth);
+      const int64_t reads = round_up(set.of(sides_.sources).count, block_depth);
       ++sets_;
       joins_ = joins_ || set.joins();
       reads_ += reads;
       most_reads_ = larger(most_reads_, reads);
     });
     sums_ = sides_.dests.offsets[sides_.groups];
-    const auto follow = [&](const auto& image) { return image.stride_n == pixels_ * image.stride_w; };
-    if (follow(p_.source) && follow(p_.dest) && (!p_.residual.data || follow(p_.residual))) {
+    if (images_follow(p_, pixels_)) {
       pixels_ *= batch_;
       batch_ = 1;
     }
   }
 
-  // False where a sum was infinite or none and groups share registers, as in convolve_matrix.h.
+  // False where a sum was infinite or none and groups share registers, see group_sets.h.
   bool run() {
     Workspace shared;
     shared.plan<Group>(sets_);
     shared.plan<int32_t>(reads_);
-    shared.plan<int32_t>(rounded(p_.dest.channels, 16));
+    shared.plan<int32_t>(round_up(p_.dest.channels, 16));
     shared.plan<int32_t>(sums_);
     shared.plan<float>(sums_);
     const SharedScratch memory(shared.bytes());
@@ -91,11 +83,6 @@ class MatrixPointwise {
   }
 
  private:
-  // Of the products that matrix registers make one in so many is wanted at least.
-  static constexpr int64_t least_share = 16;
-
-  static int64_t rounded(int64_t channels, int64_t block) { return divide_up(channels, block) * block; }
-
   // 32 pixels on their way.
   struct Rows {
     char* sources[2];    // of 16 pixels each
@@ -106,9 +93,9 @@ class MatrixPointwise {
   struct Job {
     Rows* rows;
     int64_t count;
-    char* operands[2];    // of a group, and of what is multiplied next
-    float* block;         // [32][32] sums
-    Vec<float> infinite;  // NaN in some lane where a sum was infinite or none
+    char* operands[2];  // of a group, and of what is multiplied next
+    float* block;       // [32][32] sums
+    SumsSeen seen;
   };
   // Destinations whose sums are in `block`.
   struct Done {
@@ -119,11 +106,11 @@ class MatrixPointwise {
   void list_rows(Workspace& shared) {
     groups_ = shared.take<Group>(sets_);
     reads_at_ = shared.take<int32_t>(reads_);
-    dests_at_ = shared.take<int32_t>(rounded(p_.dest.channels, 16));
+    dests_at_ = shared.take<int32_t>(round_up(p_.dest.channels, 16));
     residuals_at_ = shared.take<int32_t>(sums_);
     bias_ = shared.take<float>(sums_);
     // What no group writes is zero: a row behind the last.
-    for (int64_t c = 0; c < rounded(p_.dest.channels, 16); ++c) dests_at_[c] = sum_at(sums_);
+    for (int64_t c = 0; c < round_up(p_.dest.channels, 16); ++c) dests_at_[c] = sum_at(sums_);
     int64_t read = 0, sum = 0;
     Group* group = groups_;
     for_each_set(sides_, [&](const GroupSet& set) {
@@ -179,7 +166,6 @@ class MatrixPointwise {
     }
     for (char*& operands : job.operands) operands = space.take<char>(most_reads_ / 2 * operand_row);
     job.block = space.take<float>(span * span);
-    job.infinite = zero<float>();
 
     const MatrixRegisters registers;
     for (int64_t pixel = first; pixel < end; pixel += at_once * span) {
@@ -208,7 +194,7 @@ class MatrixPointwise {
         rows_to_pixels(rows.sums + h * row_part, dests_at_, p_.dest.channels, to, stride, left);
       });
     }
-    return _mm512_cmp_ps_mask(job.infinite.v, job.infinite.v, _CMP_UNORD_Q) == 0;
+    return job.seen.all_finite();
   }
 
   void multiply_blocks(const MatrixWeights& weights, Job& job) const {
@@ -301,7 +287,8 @@ class MatrixPointwise {
       const V_ bias = V_::broadcast(bias_[r]);
       V_ x[2] = {V_::load(from), V_::load(from + block_cols)};
       if constexpr (Looks) {
-        job.infinite = multiply_add(x[0], zero<float>(), multiply_add(x[1], zero<float>(), job.infinite));
+        job.seen.look(x[1]);
+        job.seen.look(x[0]);
       }
       x[0] = x[0] + bias;
       x[1] = x[1] + bias;

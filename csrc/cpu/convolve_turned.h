@@ -41,8 +41,7 @@ class TurnedConvolution {
         pixels_(p_.sweep->cols),
         reads_(sides_.sources.offsets[sides_.groups]),
         writes_(sides_.dests.offsets[sides_.groups]) {
-    const auto follow = [&](const auto& image) { return image.stride_n == pixels_ * image.stride_w; };
-    if (follow(p_.source) && follow(p_.dest) && (!p_.residual.data || follow(p_.residual))) {
+    if (images_follow(p_, pixels_)) {
       pixels_ *= images_;
       images_ = 1;
     }

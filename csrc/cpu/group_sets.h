@@ -36,5 +36,30 @@ void for_each_set(const Sides<BFloat16>& sides, const Body& body) {
   }
 }
 
+// Whether of the products that matrix registers make, so many destinations at once, enough are wanted.
+inline bool fills_registers(const Sides<BFloat16>& sides, int64_t dests_at_once) {
+  constexpr int64_t least_share = 16;  // one in so many
+  int64_t made = 0;
+  for_each_set(sides, [&](const GroupSet& set) {
+    made += round_up(set.of(sides.sources).count, block_depth) *
+            round_up(set.of(sides.dests).count, dests_at_once);
+  });
+  return sides.problem.partition->entries() * least_share >= made;
+}
+
+// Looks for sums that are infinite or none. Zero times what another group of a set reads is not zero then, and all has
+// to be done again another way.
+class SumsSeen {
+ public:
+  GROUPCONV_INLINE Vec<float> look(Vec<float> sum) {
+    none_ = multiply_add(sum, zero<float>(), none_);
+    return sum;
+  }
+  bool all_finite() const { return _mm512_cmp_ps_mask(none_.v, none_.v, _CMP_UNORD_Q) == 0; }
+
+ private:
+  Vec<float> none_ = zero<float>();  // NaN in lanes where one was
+};
+
 }  // namespace
 }  // namespace groupconv::cpu

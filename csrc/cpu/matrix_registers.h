@@ -21,6 +21,8 @@ constexpr int64_t block_rows = 16, block_cols = 16, block_depth = 32;
 constexpr int64_t register_row_bytes = 64;
 constexpr int64_t register_numbers = block_rows * block_depth;  // of an operand
 
+GROUPCONV_INLINE int64_t round_up(int64_t count, int64_t unit) { return divide_up(count, unit) * unit; }
+
 // For as long as it lives the calling thread has matrix registers: sums in 0 to 3, left operands in 4 and 5, right
 // ones in 6 and 7. All of full size, unless sums have fewer rows, or left operands fewer bytes in a row.
 class MatrixRegisters {

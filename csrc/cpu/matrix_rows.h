@@ -13,8 +13,6 @@
 namespace groupconv::cpu {
 namespace {
 
-GROUPCONV_INLINE int64_t round_up(int64_t count, int64_t unit) { return divide_up(count, unit) * unit; }
-
 // Where the pixels of a tile of some images lie in a row.
 struct RowPlaces {
   int64_t pitch, size;  // from one row of the tile, and from one image, to the next

@@ -36,6 +36,13 @@ struct Sides {
   T bias(int64_t dest) const { return problem.bias ? problem.bias[dest] : T(0); }
 };
 
+// Whether images, rows of so many pixels, follow each other like pixels of one.
+template <class Stored>
+bool images_follow(const ConvolveProblem<Stored>& p, int64_t pixels) {
+  const auto follow = [&](const auto& image) { return image.stride_n == pixels * image.stride_w; };
+  return follow(p.source) && follow(p.dest) && (!p.residual.data || follow(p.residual));
+}
+
 // The destination channels of every group are neighbours, in ascending order.
 template <class Stored>
 bool writes_neighbours(const Sides<Stored>& sides) {

@@ -9,6 +9,8 @@
 namespace groupconv::cpu::GROUPCONV_ISA {
 
 bool convolve_matrix(const ConvolveProblem<BFloat16>& problem) {
+  const bool adds_up = problem.transposed && problem.partition->inputs_overlap;
+  if (problem.coarse || problem.prologue || adds_up) return false;
   if (MatrixConvolution::suits(problem)) return MatrixConvolution(problem).run();
   if (MatrixPointwise::suits(problem)) return MatrixPointwise(problem).run();
   return MatrixPixelConvolution::suits(problem) && MatrixPixelConvolution(problem).run();

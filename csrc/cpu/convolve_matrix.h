@@ -7,6 +7,7 @@
 
 #include "cpu/matrix_weights.h"
 #include "cpu/staging.h"
+#include "cpu/sums_seen.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -40,7 +41,7 @@ class MatrixConvolution {
                    stages_vectors<BFloat16, Operand>(p_.source, planes_, sweep_.cols + sweep_.halo_cols);
   }
 
-  // False where a sum was infinite or none and groups share registers, see group_sets.h.
+  // False where a sum was infinite or none and groups share registers, see sums_seen.h.
   bool run() const {
     const int64_t units = p_.dest.batch * sets_;
     const Tiling tiles = tiling(p_.threads.run ? divide_up(pieces_for_threads, units) : int64_t{1});

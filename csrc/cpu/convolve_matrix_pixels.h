@@ -56,7 +56,7 @@ class MatrixPixelConvolution {
     sum_distance_ = row_distance<BFloat16>(sums_);
   }
 
-  // False where a sum was infinite or none and groups share registers, see group_sets.h.
+  // False where a sum was infinite or none and groups share registers, see sums_seen.h.
   bool run() {
     Workspace shared;
     plan(shared);

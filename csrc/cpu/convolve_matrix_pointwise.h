@@ -13,6 +13,7 @@
 
 #include "cpu/matrix_weights.h"
 #include "cpu/pixel_rows.h"
+#include "cpu/sums_seen.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -57,7 +58,7 @@ class MatrixPointwise {
     }
   }
 
-  // False where a sum was infinite or none and groups share registers, see group_sets.h.
+  // False where a sum was infinite or none and groups share registers, see sums_seen.h.
   bool run() {
     Workspace shared;
     shared.plan<Group>(sets_);

@@ -47,19 +47,5 @@ inline bool fills_registers(const Sides<BFloat16>& sides, int64_t dests_at_once)
   return sides.problem.partition->entries() * least_share >= made;
 }
 
-// Looks for sums that are infinite or none. Zero times what another group of a set reads is not zero then, and all has
-// to be done again another way.
-class SumsSeen {
- public:
-  GROUPCONV_INLINE Vec<float> look(Vec<float> sum) {
-    none_ = multiply_add(sum, zero<float>(), none_);
-    return sum;
-  }
-  bool all_finite() const { return _mm512_cmp_ps_mask(none_.v, none_.v, _CMP_UNORD_Q) == 0; }
-
- private:
-  Vec<float> none_ = zero<float>();  // NaN in lanes where one was
-};
-
 }  // namespace
 }  // namespace groupconv::cpu

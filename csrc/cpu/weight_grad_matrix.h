@@ -14,7 +14,7 @@
 #pragma once
 
 #include "cpu/caches.h"
-#include "cpu/correlate_registers.h"
+#include "cpu/matrix_grad_sums.h"
 #include "cpu/matrix_rows.h"
 #include "cpu/workspace.h"
 
@@ -23,7 +23,6 @@ namespace {
 
 class MatrixWeightGrad {
   using Operand = Pair<BFloat16>;
-  static constexpr int64_t lanes = Vec<float>::lanes;
 
  public:
   static bool suits(const WeightGradProblem<BFloat16>& p) {
@@ -69,14 +68,14 @@ class MatrixWeightGrad {
   }
 
   // False, and the gradient zero as it was, where some sum is not finite.
-  bool run() {
+  bool run() const {
     const bool whole = input_whole_ || grad_whole_;
     const int64_t group_items = whole ? 1 : groups_, groups_at_once = groups_ / group_items;
     // One group's inputs can be cut without changing any sum.
     const bool cut = groups_ == 1 && p_.slices == 1 && p_.threads.count > 1;
     const int64_t cuts = cut ? smaller(blocks(most_inputs_), 4 * p_.threads.count) : 1;
     const Tiling tiling = cut_into_tiles();
-    const Sums sums(*this);
+    const MatrixGradSums sums(p_);
     for_each_item(p_.threads, p_.slices * group_items * cuts, [&](int64_t item) {
       const int64_t part = item % cuts, group = item / cuts % group_items * groups_at_once;
       Item here{item / cuts / group_items, group, group + groups_at_once};
@@ -86,8 +85,11 @@ class MatrixWeightGrad {
       }
       run_item(here, tiling, sums);
     });
-    for_each_item(p_.threads, groups_, [&](int64_t group) { finish(group, sums); });
-    if (!not_finite_) return true;
+    bool finite = true;
+    for_each_item(p_.threads, groups_, [&](int64_t group) {
+      if (!sums.store(group)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+    });
+    if (finite) return true;
     fill_zero(p_.weight_grad, p_.slices * p_.partition->entries() * p_.window_area);
     return false;
   }
@@ -128,40 +130,6 @@ class MatrixWeightGrad {
     bool begins;      // nothing has been summed yet
   };
 
-  // All sums: of each slice, of each group [16 inputs][16 outputs][tap][output][input].
-  class Sums {
-   public:
-    explicit Sums(const MatrixWeightGrad& grad) : memory_(plan(grad)) {
-      space_.open(memory_);
-      first_ = space_.take<float>(grad.p_.slices * size_);
-      starts_ = space_.take<int64_t>(grad.groups_);
-      int64_t start = 0;
-      for (int64_t g = 0; g < grad.groups_; ++g) {
-        starts_[g] = start;
-        start += grad.sums_of(g);
-      }
-    }
-    float* of(int64_t slice, int64_t group) const { return first_ + slice * size_ + starts_[group]; }
-
-   private:
-    size_t plan(const MatrixWeightGrad& grad) {
-      for (int64_t g = 0; g < grad.groups_; ++g) size_ += grad.sums_of(g);
-      space_.plan<float>(grad.p_.slices * size_);
-      space_.plan<int64_t>(grad.groups_);
-      return space_.bytes();
-    }
-
-    int64_t size_ = 0;  // of a slice
-    Workspace space_;
-    SharedScratch memory_;
-    float* first_;
-    int64_t* starts_;
-  };
-
-  int64_t sums_of(int64_t group) const {
-    return blocks(inputs_.count(group)) * blocks(outputs_.count(group)) * taps_ * block_sums;
-  }
-
   // Whole images where all that is staged of one fits half of L2; some, of one group, in less.
   Tiling cut_into_tiles() const {
     Tiling tiling(sweep_, input_rows_ * planes_.count, grad_rows_, 1, 1);
@@ -199,12 +167,12 @@ class MatrixWeightGrad {
     return planes_.count * places / 2;
   }
 
-  void run_item(const Item& item, const Tiling& tiling, const Sums& sums) const {
+  void run_item(const Item& item, const Tiling& tiling, const MatrixGradSums& sums) const {
     const int64_t units = p_.input.batch * tiling.count, end = units * (item.slice + 1) / p_.slices;
     int64_t unit = units * item.slice / p_.slices;
     if (unit == end) {  // fewer tiles than slices
       for (int64_t g = item.first_group; g < item.end_group; ++g) {
-        fill_zero(sums.of(item.slice, g), sums_of(g));
+        fill_zero(sums.of(item.slice, g), sums.of_group(g));
       }
       return;
     }
@@ -314,7 +282,8 @@ class MatrixWeightGrad {
     }
   }
 
-  void add_block(const Item& item, const Block& block, const Scratch& scratch, const Sums& all_sums) const {
+  void add_block(const Item& item, const Block& block, const Scratch& scratch,
+                 const MatrixGradSums& all_sums) const {
     if (input_whole_) stage_input({nullptr, p_.input.channels}, block, scratch);
     if (grad_whole_) stage_grad({nullptr, p_.grad.channels}, block, scratch);
     for (int64_t g = item.first_group; g < item.end_group; ++g) {
@@ -322,7 +291,7 @@ class MatrixWeightGrad {
       if (ins == 0 || outs == 0) continue;
       if (!input_whole_ && !input_direct_) stage_input({inputs_.of(g), inputs_.count(g)}, block, scratch);
       if (!grad_whole_) stage_grad({outputs_.of(g), outs}, block, scratch);
-      const int64_t sums_of_inputs = blocks(outs) * taps_ * block_sums;
+      const int64_t sums_of_inputs = all_sums.of_inputs(g);
       const int64_t even = list_rights(block, scratch, sums_of_inputs);
       const BFloat16* grads = scratch.grads + (grad_whole_ ? outputs_.offsets[g] : 0) * scratch.grad_distance;
       if (any_odd_) shift_rows(grads, outs, block, scratch);
@@ -332,9 +301,9 @@ class MatrixWeightGrad {
         for (int64_t at = 0; at < block.places.padded; at += block.at_once) {
           pair_pixels(g, i, count, block, at, scratch);
           multiply(block, scratch, grads, outs, at, scratch.rights, even * blocks(count), sums,
-                   taps_ * block_sums);
+                   all_sums.of_block());
           multiply(block, scratch, scratch.odd_grads, outs, at, scratch.rights + even * blocks_at_once_,
-                   (taps_ - even) * blocks(count), sums, taps_ * block_sums);
+                   (taps_ - even) * blocks(count), sums, all_sums.of_block());
         }
         sums += blocks(count) * sums_of_inputs;
       }
@@ -478,63 +447,6 @@ class MatrixWeightGrad {
     }
   }
 
-  // The entries of 16 inputs in a row of the packed gradient: where they are among the sums of the taps, and
-  // which of them some tap makes.
-  void list_entries(int32_t* entries, uint32_t* made) const {
-    const int64_t area = p_.window_area;
-    fill_zero(entries, block_cols * area);
-    fill_zero(made, area);
-    for (int64_t t = 0; t < taps_; ++t) {
-      for (int64_t i = 0; i < block_cols; ++i) {
-        const int64_t entry = i * area + sweep_.taps[static_cast<size_t>(t)].weight;
-        entries[entry] = static_cast<int32_t>(t * block_sums + i);
-        made[entry / lanes] |= uint32_t{1} << entry % lanes;
-      }
-    }
-  }
-
-  // The sums of all slices, in order, to the first slice of the packed gradient.
-  void finish(int64_t group, const Sums& all_sums) {
-    const int64_t area = p_.window_area, ins = inputs_.count(group), outs = outputs_.count(group);
-    const int64_t rows_of_sums = taps_ * block_sums;
-    Workspace space;
-    space.plan<int32_t>(block_cols * area);
-    space.plan<uint32_t>(area);
-    space.open();
-    int32_t* entries = space.take<int32_t>(block_cols * area);
-    uint32_t* made = space.take<uint32_t>(area);
-    list_entries(entries, made);
-
-    float* to_rows = p_.weight_grad + p_.partition->weight_offsets[static_cast<size_t>(group)] * area;
-    int64_t start = 0;
-    Vec<float> nothing = zero<float>();  // or a NaN
-    for (int64_t i = 0; i < ins; i += block_cols) {
-      const int64_t count = smaller(block_cols, ins - i) * area;
-      for (int64_t r = 0; r < outs; r += block_rows, start += rows_of_sums) {
-        float* sums = all_sums.of(0, group) + start;
-        for (int64_t slice = 1; slice < p_.slices; ++slice) {
-          const float* more = all_sums.of(slice, group) + start;
-          for (int64_t at = 0; at < rows_of_sums; at += lanes) {
-            (Vec<float>::load(sums + at) + Vec<float>::load(more + at)).store(sums + at);
-          }
-        }
-        for (int64_t row = r; row < smaller(r + block_rows, outs); ++row, sums += block_cols) {
-          float* to = to_rows + (row * ins + i) * area;
-          for (int64_t e = 0; e < count; e += lanes) {
-            const auto mask = Vec<float>::first(smaller(lanes, count - e));
-            const auto summed = Vec<float>::from_bits(made[e / lanes]);
-            const Vec<float> x = area == 1 ? Vec<float>::load(sums, mask)
-                                           : Vec<float>::gather(sums, entries + e, mask & summed);
-            nothing = multiply_add(x, zero<float>(), nothing);
-            x.store(to + e, mask);
-          }
-        }
-      }
-    }
-    const float sum = nothing.sum();
-    if (sum != sum) __atomic_store_n(&not_finite_, 1, __ATOMIC_RELAXED);
-  }
-
   const WeightGradProblem<BFloat16>& p_;
   const Sweep& sweep_;
   ChannelLists inputs_, outputs_;
@@ -546,7 +458,6 @@ class MatrixWeightGrad {
   int64_t most_inputs_ = 0, most_outputs_ = 0;
   int64_t input_rows_, grad_rows_;
   int64_t blocks_at_once_;  // of 16 inputs
-  int not_finite_ = 0;
 };
 
 }  // namespace

@@ -172,7 +172,7 @@ class DepthwiseChannels {
     for (int64_t block = 0; block < copies_ * blocks_; ++block) {
       for (int64_t i = 0; i < grid_.rows; ++i) {
         for (int64_t j = 0; j < grid_.cols; ++j, weight += lanes) {
-          V_::gather(p_.weight + grid_.weight(i, j), origin + block * lanes, V_::first(lanes)).store(weight);
+          V_::gather(p_.weight + grid_.weight(i, j), origin + block * lanes, V_::all()).store(weight);
         }
       }
     }
@@ -370,9 +370,9 @@ class DepthwiseChannels {
         const Place at = place(tile, r, p);
         Stored* dest = p_.dest.at(tile.n, 0, at.y, at.x);
         for (int64_t c = 0; c < dest_blocks_ * lanes; c += lanes) {
-          V_ sum = V_::gather(record, tables.pick + c, V_::first(lanes));
+          V_ sum = V_::gather(record, tables.pick + c, V_::all());
           for (int64_t k = 1; k < picks_; ++k) {
-            sum = sum + V_::gather(record, tables.pick + k * dest_blocks_ * lanes + c, V_::first(lanes));
+            sum = sum + V_::gather(record, tables.pick + k * dest_blocks_ * lanes + c, V_::all());
           }
           const Mask mask = V_::first(smaller<int64_t>(lanes, p_.dest.channels - c));
           if (p_.bias) sum = sum + V_::load(p_.bias + c, mask);

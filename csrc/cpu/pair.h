@@ -65,6 +65,7 @@ struct Vec<BFloat16> : Words {
   using Mask = __mmask32;
 
   static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((uint64_t{1} << n) - 1); }
+  static GROUPCONV_INLINE Mask all() { return first(lanes); }
   static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
   static GROUPCONV_INLINE Vec load(const BFloat16* p) { return {_mm512_loadu_si512(p)}; }
   static GROUPCONV_INLINE Vec load(const BFloat16* p, Mask m) { return {_mm512_maskz_loadu_epi16(m, p)}; }
@@ -83,6 +84,7 @@ struct Vec<Pair<BFloat16>> : Words {
   using Mask = __mmask16;
 
   static GROUPCONV_INLINE Mask first(int64_t n) { return Vec<float>::first(n); }
+  static GROUPCONV_INLINE Mask all() { return first(lanes); }
   static GROUPCONV_INLINE Vec broadcast(const Pair<BFloat16>& x) {
     int bits;
     __builtin_memcpy(&bits, &x, sizeof bits);

@@ -328,9 +328,12 @@ class PixelSource {
         if (!gathered) return Vec<Operand>::load(from + first + i, mask).store(to + i, mask);
         // While it gathers, memory brings the pixels behind.
         __builtin_prefetch(from + fetched_ahead + i);
+        const int32_t* order = order_ + first + i;
         // Groups that have planes of their own leave no place empty.
-        const auto taken = planes_ ? mask : Vec<Operand>::from_bits(taken_[i / lanes]);
-        Vec<Operand>::gather(from, order_ + first + i, taken).store(to + i, mask);
+        const auto read = planes_
+                              ? Vec<Operand>::gather(from, order, mask)
+                              : Vec<Operand>::gather(from, order, Vec<Operand>::from_bits(taken_[i / lanes]));
+        read.store(to + i, mask);
       });
     } else if (gathered) {
       for (int64_t i = 0; i < count; ++i) {

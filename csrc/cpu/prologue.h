@@ -42,9 +42,8 @@ GROUPCONV_INLINE Affine<T> affine_at(const Prologue<T>& prologue, int64_t channe
 template <class T, class Element>
 GROUPCONV_INLINE void for_each_vector(int64_t count, const Element& element) {
   constexpr int lanes = Vec<T>::lanes;
-  const auto all = Vec<T>::first(lanes);
   int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) element(i, all);
+  for (; i + lanes <= count; i += lanes) element(i, Vec<T>::all());
   if (i < count) element(i, Vec<T>::first(count - i));
 }
 

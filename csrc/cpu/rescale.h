@@ -156,8 +156,8 @@ GROUPCONV_INLINE void store(const QuadSums (&sums)[P][V], const float* multiplie
 #pragma GCC unroll 2
   for (int p = 0; p < P; ++p) {
     const Totals totals = sums[p][0].totals();
-    _mm256_maskstore_ps(dest + p * stride, low_mask, scaled(totals.v[0], multiplier, to));
-    _mm256_maskstore_ps(dest + p * stride + 8, high_mask, scaled(totals.v[1], multiplier + 8, to));
+    Vec<float>{scaled(totals.v[0], multiplier, to)}.store(dest + p * stride, low_mask);
+    Vec<float>{scaled(totals.v[1], multiplier + 8, to)}.store(dest + p * stride + 8, high_mask);
   }
 }
 

@@ -99,7 +99,7 @@ void multiply_slots(const SlotTile<T>& tile) {
   if (tile.arrange) {
     const auto index = V_::load_index(tile.arrange);
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) sums[p] = permute(sums[p], index, V_::first(lanes));
+    for (int p = 0; p < P; ++p) sums[p] = permute(sums[p], index, V_::all());
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {

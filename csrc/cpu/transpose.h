@@ -143,12 +143,11 @@ GROUPCONV_INLINE void shuffle_parts(const __m256 (&m)[4], __m256 (&columns)[colu
   columns[3] = _mm256_shuffle_ps(high01, high23, 0xee);
 }
 GROUPCONV_INLINE void store_lanes(float* to, __m256 v) { _mm256_storeu_ps(to, v); }
-GROUPCONV_INLINE void store_lanes(float* to, __m256 v, int64_t count) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane), v);
-}
 
 #if defined(__AVX512F__)
+GROUPCONV_INLINE void store_lanes(float* to, __m256 v, int64_t count) {
+  _mm256_mask_storeu_ps(to, static_cast<__mmask8>((1u << count) - 1), v);
+}
 template <class Row>
 GROUPCONV_INLINE void load_parts(const Row& row, int i, __m512& m) {
   m = _mm512_castps128_ps512(load_four(row(i)));
@@ -170,6 +169,9 @@ GROUPCONV_INLINE void store_lanes(float* to, __m512 v, int64_t count) {
 }
 using LongRegister = __m512;
 #else
+GROUPCONV_INLINE void store_lanes(float* to, __m256 v, int64_t count) {
+  Vec<float>{v}.store(to, Vec<float>::first(count));
+}
 using LongRegister = __m256;
 #endif
 

@@ -48,6 +48,7 @@ struct Vec<float> {
   __m512 v;
 
   static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
+  static GROUPCONV_INLINE Mask all() { return first(lanes); }
   static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
   static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static GROUPCONV_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -133,6 +134,7 @@ struct Vec<double> {
   __m512d v;
 
   static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
+  static GROUPCONV_INLINE Mask all() { return first(lanes); }
   static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
   static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm512_set1_pd(x)}; }
   static GROUPCONV_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
@@ -170,6 +172,22 @@ struct Vec<double> {
 
 constexpr int vector_registers = 16;
 
+// A mask of all lanes, as a type: of a mask in a register the compiler does not know that nothing is masked.
+struct AllLanes {
+  GROUPCONV_INLINE operator __m256i() const { return _mm256_set1_epi32(-1); }
+};
+
+// The first numbers of four; a bit each. Plain stores, since a core of AMD takes vmaskmovps apart into dozens of steps.
+GROUPCONV_INLINE void store_first(float* p, __m128 four, uint32_t bits) {
+  if (bits & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), four);
+    four = _mm_movehl_ps(four, four);
+    p += 2;
+    bits >>= 2;
+  }
+  if (bits & 1) _mm_store_ss(p, four);
+}
+
 template <>
 struct Vec<float> {
   static constexpr int lanes = 8;
@@ -177,6 +195,7 @@ struct Vec<float> {
   __m256 v;
 
   static GROUPCONV_INLINE Mask first(int64_t n) { return from_bits((1u << n) - 1); }
+  static GROUPCONV_INLINE AllLanes all() { return {}; }
   static GROUPCONV_INLINE Mask from_bits(uint32_t bits) {
     const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
@@ -185,9 +204,19 @@ struct Vec<float> {
   static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   static GROUPCONV_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static GROUPCONV_INLINE Vec load(const float* p, Mask m) { return {_mm256_maskload_ps(p, m)}; }
+  static GROUPCONV_INLINE Vec load(const float* p, AllLanes) { return load(p); }
   static GROUPCONV_INLINE Vec gather(const float* p, const int32_t* index, Mask m) {
     const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
     return {_mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, from, _mm256_castsi256_ps(m), 4)};
+  }
+  // One by one: half of what the instruction takes AMD, and Intel where it has been made safe.
+  static GROUPCONV_INLINE Vec gather(const float* p, const int32_t* index, AllLanes) {
+    const auto two = [&](int i) GROUPCONV_INLINE_LAMBDA {
+      int64_t both;
+      __builtin_memcpy(&both, index + i, sizeof both);
+      return _mm_insert_ps(_mm_load_ss(p + static_cast<int32_t>(both)), _mm_load_ss(p + (both >> 32)), 0x10);
+    };
+    return {_mm256_set_m128(_mm_movelh_ps(two(4), two(6)), _mm_movelh_ps(two(0), two(2)))};
   }
   using Index = __m256i;
   static GROUPCONV_INLINE Index load_index(const int32_t* p) {
@@ -196,8 +225,20 @@ struct Vec<float> {
   friend GROUPCONV_INLINE Vec permute(Vec x, Index index, Mask m) {
     return {_mm256_and_ps(_mm256_permutevar8x32_ps(x.v, index), _mm256_castsi256_ps(m))};
   }
+  friend GROUPCONV_INLINE Vec permute(Vec x, Index index, AllLanes) {
+    return {_mm256_permutevar8x32_ps(x.v, index)};
+  }
   GROUPCONV_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
-  GROUPCONV_INLINE void store(float* p, Mask m) const { _mm256_maskstore_ps(p, m, v); }
+  GROUPCONV_INLINE void store(float* p, AllLanes) const { store(p); }
+  // Of the first lanes only: m = first(n).
+  GROUPCONV_INLINE void store(float* p, Mask m) const {
+    const auto bits = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m)));
+    if (bits == 0xff) return store(p);
+    const __m128 low = _mm256_castps256_ps128(v);
+    if (!(bits & 8)) return store_first(p, low, bits);
+    _mm_storeu_ps(p, low);
+    store_first(p + 4, _mm256_extractf128_ps(v, 1), bits >> 4);
+  }
   GROUPCONV_INLINE float sum() const {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -229,6 +270,7 @@ struct Vec<double> {
   __m256d v;
 
   static GROUPCONV_INLINE Mask first(int64_t n) { return from_bits((1u << n) - 1); }
+  static GROUPCONV_INLINE AllLanes all() { return {}; }
   static GROUPCONV_INLINE Mask from_bits(uint32_t bits) {
     const __m256i lane_bit = _mm256_setr_epi64x(1, 2, 4, 8);
     const __m256i all = _mm256_set1_epi64x(static_cast<int64_t>(bits));
@@ -237,12 +279,14 @@ struct Vec<double> {
   static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm256_set1_pd(x)}; }
   static GROUPCONV_INLINE Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
   static GROUPCONV_INLINE Vec load(const double* p, Mask m) { return {_mm256_maskload_pd(p, m)}; }
+  static GROUPCONV_INLINE Vec load(const double* p, AllLanes) { return load(p); }
   static GROUPCONV_INLINE Vec gather(const double* p, const int32_t* index, Mask m) {
     const __m128i from = _mm_loadu_si128(reinterpret_cast<const __m128i*>(index));
     return {_mm256_mask_i32gather_pd(_mm256_setzero_pd(), p, from, _mm256_castsi256_pd(m), 8)};
   }
   GROUPCONV_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
   GROUPCONV_INLINE void store(double* p, Mask m) const { _mm256_maskstore_pd(p, m, v); }
+  GROUPCONV_INLINE void store(double* p, AllLanes) const { store(p); }
   GROUPCONV_INLINE double sum() const {
     const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
@@ -276,6 +320,7 @@ struct Vec {
   T v;
 
   static GROUPCONV_INLINE Mask first(int64_t n) { return n > 0; }
+  static GROUPCONV_INLINE Mask all() { return true; }
   static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return bits != 0; }
   static GROUPCONV_INLINE Vec broadcast(T x) { return {x}; }
   static GROUPCONV_INLINE Vec load(const T* p) { return {*p}; }

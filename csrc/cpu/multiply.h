@@ -47,11 +47,12 @@ struct TileSources {
 };
 
 // What a tile fetches for the one after it: it is narrow and its rows lie far apart, so the hardware does not guess
-// where they go on. A core keeps few lines in flight, so every tile of rows fetches its share.
+// where they go on. A core keeps few lines in flight, so every tile of rows fetches its share, halfway through its steps:
+// where a tile begins, the lines that it will write are asked for.
 template <class T>
 struct Ahead {
   const T* const* rows;
-  int64_t pixel, begin, end;  // of the rows
+  int64_t pixel, count;  // of the rows
 
   template <int V>
   GROUPCONV_INLINE void fetch(int64_t row) const {
@@ -65,9 +66,9 @@ struct Ahead {
 // After the pixels before `pixel` come those behind, and then the rows that are read next. Where nobody knows them, it is
 // likely what follows in memory: small images lie one behind the other.
 template <class T>
-Ahead<T> ahead_of(const MultiplyJob<T>& job, int64_t pixel, int64_t begin, int64_t end) {
-  if (pixel >= job.length && job.next) return {job.next, 0, begin, end};
-  return {job.sources, pixel, begin, end};
+Ahead<T> ahead_of(const MultiplyJob<T>& job, int64_t pixel, int64_t count) {
+  if (pixel >= job.length && job.next) return {job.next, 0, count};
+  return {job.sources, pixel, count};
 }
 
 template <class T, int R, int V>
@@ -117,8 +118,9 @@ GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T>& job, Vec<sum_t<T>
 #endif
 
 template <class T, int R, int V, bool Tail>
-void multiply_tile(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t pixel,
-                   typename Vec<T>::Mask tail, const Ahead<T>& ahead) {
+GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T>& job, const Strides& weight_rows,
+                                    const TileSources<T>& where, int64_t row, int64_t pixel,
+                                    typename Vec<T>::Mask tail, const Ahead<T>& ahead) {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
   constexpr int lanes = V_::lanes;
@@ -145,31 +147,34 @@ void multiply_tile(const MultiplyJob<T>& job, const TileSources<T>& where, int64
   }
 
   // Counted up to zero, which takes no comparison.
-  const int64_t depth = job.depth, source_pixel = pixel - where.begin;
+  const int64_t depth = job.depth;
+  int64_t offset = (pixel - where.begin) * static_cast<int64_t>(sizeof(T));
   const T* const* const sources = where.rows + depth;
   const int64_t* const steps = job.steps + depth;
   const T* first_weights = job.weight + row * job.weight_row_stride;
   asm("" : "+r"(first_weights));
-  const Strides strides(job.weight_row_stride * static_cast<int64_t>(sizeof(T)));
   const auto step = [&](int64_t j) GROUPCONV_INLINE_LAMBDA {
     const T* source = sources[j];
     const T* weight = first_weights + steps[j];
-    asm("" : "+r"(source), "+r"(weight));  // else the compiler keeps a distance for each vector and each row
-    source += source_pixel;
+    // Else the compiler keeps a distance for each vector and each row.
+    asm("" : "+r"(source), "+r"(weight), "+r"(offset));
+    source = reinterpret_cast<const T*>(reinterpret_cast<const char*>(source) + offset);
     V_ x[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) x[v] = load(source, v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V_ w = V_::broadcast(*strides.at(weight, r));
+      const V_ w = V_::broadcast(*weight_rows.at(weight, r));
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
     }
   };
   int64_t j = -depth;
-  for (; j < ahead.begin - depth; ++j) step(j);
-  for (; j < ahead.end - depth; ++j) {
-    ahead.template fetch<tile_vectors(R)>(j + depth);
+  const int64_t begin = -(depth + ahead.count) / 2, end = begin + ahead.count;
+  const Ahead<T> fetched{ahead.rows - begin, ahead.pixel, ahead.count};
+  for (; j < begin; ++j) step(j);
+  for (; j < end; ++j) {
+    fetched.template fetch<tile_vectors(R)>(j);
     step(j);
   }
   for (; j != 0; ++j) step(j);
@@ -211,39 +216,64 @@ void multiply_tile(const MultiplyJob<T>& job, const TileSources<T>& where, int64
   }
 }
 
-// The last, partial tile of a row: as few vectors as it needs, the last one masked.
-template <class T, int R, int V = tile_vectors(R)>
-void multiply_tail(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t pixel,
-                   int64_t end, const Ahead<T>& ahead) {
-  constexpr int lanes = Vec<T>::lanes;
-  const int64_t left = end - pixel;
-  if constexpr (V > 1) {
-    if (left <= (V - 1) * lanes) return multiply_tail<T, R, V - 1>(job, where, row, pixel, end, ahead);
-  }
-  multiply_tile<T, R, V, true>(job, where, row, pixel, Vec<T>::first(left - (V - 1) * lanes), ahead);
+template <class T>
+Strides weight_rows_of(const MultiplyJob<T>& job) {
+  return Strides(job.weight_row_stride * static_cast<int64_t>(sizeof(T)));
 }
 
-// R rows × the pixels [pixel, pixel + span): whole tiles first, then the tail. Each fetches `fetched` rows of the next
-// one from `first` on.
-template <class T, int R>
-void multiply_span(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t pixel,
-                   int64_t span, int64_t first, int64_t fetched) {
-  constexpr int V = tile_vectors(R);
-  constexpr int64_t width = V * Vec<T>::lanes;
-  const int64_t end = smaller(pixel + span, job.length);
-  const int64_t begin = smaller(first, job.depth), stop = smaller(first + fetched, job.depth);
-  for (; pixel + width <= end; pixel += width) {
-    multiply_tile<T, R, V, false>(job, where, row, pixel, typename Vec<T>::Mask(),
-                                  ahead_of(job, pixel + width, begin, stop));
+// Rows [0, rows), whole tiles, of the pixels of one tile, each of which fetches `share` rows of what is read next. What
+// comes before and after the multiply-adds of a tile hides behind them only where it is short: the tiles are one
+// function, and what they share is made ready once.
+template <class T, int V, bool Tail>
+void multiply_column(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t rows, int64_t pixel,
+                     typename Vec<T>::Mask tail, int64_t share) {
+  const Strides weight_rows = weight_rows_of(job);
+  Ahead<T> ahead = ahead_of(job, pixel + V * Vec<T>::lanes, 0);
+  int64_t left = job.depth;
+  for (int64_t row = 0; row < rows; row += max_tile_rows) {
+    ahead.count = smaller(share, left);
+    multiply_tile<T, max_tile_rows, V, Tail>(job, weight_rows, where, row, pixel, tail, ahead);
+    ahead.rows += ahead.count;
+    left -= ahead.count;
   }
-  if (pixel < end) multiply_tail<T, R>(job, where, row, pixel, end, ahead_of(job, end, begin, stop));
+}
+
+// The last, partial tile of a row: as few vectors as it needs, the last one masked.
+template <class T, int R, int V = tile_vectors(R)>
+void multiply_tail(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t rows,
+                   int64_t pixel, int64_t fetched) {
+  constexpr int lanes = Vec<T>::lanes;
+  const int64_t left = job.length - pixel;
+  if constexpr (V > 1) {
+    if (left <= (V - 1) * lanes) return multiply_tail<T, R, V - 1>(job, where, row, rows, pixel, fetched);
+  }
+  const auto tail = Vec<T>::first(left - (V - 1) * lanes);
+  if constexpr (R == max_tile_rows) {
+    multiply_column<T, V, true>(job, where, rows, pixel, tail, fetched);
+  } else {
+    multiply_tile<T, R, V, true>(job, weight_rows_of(job), where, row, pixel, tail,
+                                 ahead_of(job, job.length, fetched));
+  }
+}
+
+// R rows over the whole length.
+template <class T, int R>
+void multiply_row(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t fetched) {
+  constexpr int64_t width = tile_vectors(R) * Vec<T>::lanes;
+  const Strides weight_rows = weight_rows_of(job);
+  int64_t pixel = 0;
+  for (; pixel + width <= job.length; pixel += width) {
+    multiply_tile<T, R, tile_vectors(R), false>(job, weight_rows, where, row, pixel, typename Vec<T>::Mask(),
+                                                ahead_of(job, pixel + width, fetched));
+  }
+  if (pixel < job.length) multiply_tail<T, R>(job, where, row, R, pixel, fetched);
 }
 
 template <class T, int R = max_tile_rows - 1>
 void multiply_last_rows(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row) {
   if constexpr (R > 0) {
     const int64_t fetched = row == 0 ? job.depth : 0;  // the tiles before have done it
-    if (job.rows - row == R) return multiply_span<T, R>(job, where, row, 0, job.length, 0, fetched);
+    if (job.rows - row == R) return multiply_row<T, R>(job, where, row, fetched);
     multiply_last_rows<T, R - 1>(job, where, row);
   }
 }
@@ -273,20 +303,30 @@ TileSources<T> copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
   return {job.tile_rows, pixel};
 }
 
+// Pixels are the outer loop, but for a single tile of rows.
 template <class T>
-void multiply_all_rows(const MultiplyJob<T>& job) {
+void multiply_whole_tiles(const MultiplyJob<T>& job, int64_t rows) {
+  constexpr int V = tile_vectors(max_tile_rows);
   const TileSources<T> as_they_lie{job.sources, 0};
-  const int64_t full = job.rows - job.rows % max_tile_rows;
-  const int64_t share = full > 0 ? divide_up(job.depth * max_tile_rows, full) : 0;
-  for (int64_t pixel = 0; full > 0 && pixel < job.length; pixel += tile_width<T>) {
+  if (rows == max_tile_rows) return multiply_row<T, max_tile_rows>(job, as_they_lie, 0, job.depth);
+  const int64_t share = divide_up(job.depth * max_tile_rows, rows);
+  for (int64_t pixel = 0; pixel < job.length; pixel += tile_width<T>) {
     TileSources<T> sources = as_they_lie;
-    if (job.tile && full >= rows_worth_a_copy) sources = copy_tile(job, pixel);
-    for (int64_t row = 0, first = 0; row < full; row += max_tile_rows, first += share) {
-      multiply_span<T, max_tile_rows>(job, sources, row, pixel, tile_width<T>, first, share);
+    if (job.tile && rows >= rows_worth_a_copy) sources = copy_tile(job, pixel);
+    if (pixel + tile_width<T> <= job.length) {
+      multiply_column<T, V, false>(job, sources, rows, pixel, typename Vec<T>::Mask(), share);
+    } else {
+      multiply_tail<T, max_tile_rows>(job, sources, 0, rows, pixel, share);
     }
   }
+}
+
+template <class T>
+void multiply_all_rows(const MultiplyJob<T>& job) {
+  const int64_t whole = job.rows - job.rows % max_tile_rows;
+  if (whole > 0) multiply_whole_tiles(job, whole);
   // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.
-  multiply_last_rows<T>(job, as_they_lie, full);
+  multiply_last_rows<T>(job, {job.sources, 0}, whole);
 }
 
 template <class T>

@@ -197,7 +197,8 @@ def test_ends_of_tiles(
     check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias, None, "relu")
 
 
-# In channels_last: lanes over the inputs, in both passes' ways and in the weight gradient.
+# Lanes over the inputs: in channels_last in both passes' ways, in either layout in the weight
+# gradient.
 FEW_OF_MANY: dict[str, tuple[Partition, Geometry]] = {
     "few outputs": (Partition.random(150, 9, 1, seed=0), Geometry((9, 11))),
     "few outputs of very many": (Partition.contiguous(310, 9, 1), Geometry((9, 11))),
@@ -209,6 +210,10 @@ FEW_OF_MANY: dict[str, tuple[Partition, Geometry]] = {
         Partition.contiguous(210, 6, 3),
         Geometry((21, 19), (3, 3), (2, 2), AROUND),
     ),
+    "few outputs, uneven, 5×5": (
+        Partition.random(170, 38, 3, seed=1, uneven=True),
+        Geometry((7, 7), (5, 5), padding=(2, 2, 2, 2)),
+    ),
     "few inputs": (Partition.random(6, 150, 2, seed=0), Geometry((9, 11))),
     "few inputs, 3×3": (
         Partition.contiguous(7, 133, 1),
@@ -219,12 +224,18 @@ FEW_OF_MANY: dict[str, tuple[Partition, Geometry]] = {
 
 @pytest.mark.parametrize(("partition", "geometry"), FEW_OF_MANY.values(), ids=FEW_OF_MANY.keys())
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @each_dtype
 def test_few_channels_of_many(
-    isa: str, dtype: torch.dtype, activation: str, partition: Partition, geometry: Geometry
+    isa: str,
+    dtype: torch.dtype,
+    layout: str,
+    activation: str,
+    partition: Partition,
+    geometry: Geometry,
 ) -> None:
     x, weight, bias = tensors(partition, geometry, 2, dtype)
-    place = LAYOUTS["channels_last"]
+    place = LAYOUTS[layout]
     residual = torch.randn_like(reference.conv2d(x, weight, bias, partition, *geometry.window))
     for added, after in ((bias, None), (None, place(residual)), (bias, place(residual))):
         check_convolution(partition, geometry, place(x), weight, added, after, activation, place)

@@ -1,5 +1,5 @@
-// The driver of the weight gradient of a window between NCHW images, with lanes over output channels
-// (correlate_pixels.h).
+// The driver of the weight gradient of a window between NCHW images, with lanes over output channels, or over input
+// channels where that takes fewer multiply-adds (correlate_pixels.h).
 //
 // correlate_rows (weight_grad.h) reads rows of pixels as they lie, but loads 10 vectors for 24 multiply-adds, works
 // through the gaps between padded rows, and adds up lanes. Here what a group reads of a tile is transposed to pixels
@@ -60,15 +60,19 @@ class LaneWeightGrad {
  public:
   static bool suits(const WeightGradProblem<Stored>& p) {
     // Transposing a vector takes six instructions on either side.
-    constexpr int64_t least_depth = 32;
+    constexpr int64_t least_depth = 16;
     if constexpr (lanes == 1 || multiplies_stored<Stored>) return false;
     if (p.input.channels_last() || p.grad.channels_last()) return false;
     if (p.input.stride_w != 1 || p.grad.stride_w != 1) return false;
     if (p.sweep->taps.size() < 2 || p.sweep->far_taps) return false;
     const PartitionView& partition = *p.partition;
-    return partition.entries() * static_cast<int64_t>(p.sweep->taps.size()) >=
-               least_depth * partition.outputs.offsets[partition.groups] &&
-           fills_lanes<T>(partition.outputs, partition.groups);
+    const int64_t groups = partition.groups;
+    const bool over_inputs = prefers_inputs(partition);
+    const int64_t products = partition.entries() * static_cast<int64_t>(p.sweep->taps.size());
+    const auto transposes = [&](const ChannelLists& lanes_over) {
+      return products >= least_depth * lanes_over.offsets[groups] && fills_lanes<T>(lanes_over, groups);
+    };
+    return transposes(over_inputs ? partition.inputs : partition.outputs);
   }
 
   explicit LaneWeightGrad(const WeightGradProblem<Stored>& problem)
@@ -78,7 +82,8 @@ class LaneWeightGrad {
         outputs_(p_.partition->outputs),
         groups_(p_.partition->groups),
         taps_(static_cast<int64_t>(sweep_.taps.size())),
-        reach_(sweep_) {
+        reach_(sweep_),
+        over_inputs_(prefers_inputs(*p_.partition)) {
     for (int64_t g = 0; g < groups_; ++g) {
       most_inputs_ = larger(most_inputs_, inputs_.count(g));
       most_outputs_ = larger(most_outputs_, outputs_.count(g));
@@ -88,7 +93,7 @@ class LaneWeightGrad {
   void run() const {
     // A group's pixels of a tile stay in L1 as far as its height allows.
     constexpr int64_t l1_share = 32 << 10;
-    const int64_t width = in_lanes(most_outputs_);
+    const int64_t width = over_inputs_ ? most_outputs_ : in_lanes(most_outputs_);
     const int64_t pixels = larger(
         l1_share / static_cast<int64_t>(sizeof(T)) / larger(most_inputs_ + width, int64_t{1}), int64_t{16});
     const Tiling tiling(sweep_, most_inputs_ * sweep_.source_step_h * sweep_.source_step_w, width, sizeof(T),
@@ -103,6 +108,16 @@ class LaneWeightGrad {
  private:
   static int64_t in_lanes(int64_t channels) { return divide_up(channels, lanes) * lanes; }
 
+  static bool prefers_inputs(const PartitionView& partition) {
+    int64_t by_outputs = 0, by_inputs = 0;
+    for (int64_t g = 0; g < partition.groups; ++g) {
+      const int64_t ins = partition.inputs.count(g), outs = partition.outputs.count(g);
+      by_outputs += ins * in_lanes(outs);
+      by_inputs += outs * in_lanes(ins);
+    }
+    return by_inputs < by_outputs;
+  }
+
   int64_t source_rows(const Tile& tile) const {
     return (tile.rows - 1) * sweep_.source_step_h + reach_.rows();
   }
@@ -112,11 +127,13 @@ class LaneWeightGrad {
 
   void run_slice(int64_t slice, int64_t group, const Tiling& tiling, int64_t begin, int64_t end) const {
     const Tile first = tiling.tile(sweep_, 0);  // no tile is larger
-    const int64_t ins = inputs_.count(group), outs = outputs_.count(group), width = in_lanes(outs);
+    const int64_t ins = inputs_.count(group), outs = outputs_.count(group);
+    const int64_t width = over_inputs_ ? outs : in_lanes(outs);  // of the gradient's pixels
+    const int64_t sums_size = taps_ * (over_inputs_ ? in_lanes(ins) * outs : in_lanes(outs) * ins);
     if (ins == 0 || outs == 0) return;
     const int64_t source_size = source_rows(first) * source_cols(first);
     Workspace space;
-    space.plan<T>(ins * taps_ * width);
+    space.plan<T>(sums_size);
     space.plan<T>(source_size * ins);
     space.plan<T>(first.rows * first.cols * width);
     space.plan<int32_t>(source_size);
@@ -125,7 +142,7 @@ class LaneWeightGrad {
     space.plan<T>(p_.prologue ? ins : 0);
     space.plan<T>(p_.prologue ? ins : 0);
     space.open();
-    T* sums = space.take<T>(ins * taps_ * width);
+    T* sums = space.take<T>(sums_size);
     T* source = space.take<T>(source_size * ins);
     T* grad = space.take<T>(first.rows * first.cols * width);
     int32_t* places = space.take<int32_t>(source_size);
@@ -143,7 +160,7 @@ class LaneWeightGrad {
       prologue = {scale, shift, p_.prologue.relu};
     }
     const int64_t run_count = list_runs(runs);
-    fill_zero(sums, ins * taps_ * width);
+    fill_zero(sums, sums_size);
     for (int64_t unit = begin; unit < end; ++unit) {
       const Tile tile = tiling.tile(sweep_, unit % tiling.count);
       const int64_t n = unit / tiling.count;
@@ -151,10 +168,19 @@ class LaneWeightGrad {
       stage_source(n, tile, {inputs_.of(group), ins}, prologue, unit == begin || tiling.count > 1, places,
                    source);
       stage_grad(n, tile, {outputs_.of(group), outs}, width, grad);
-      add_tile(tile, runs, run_count, ins, outs, source, grad, sums);
+      if (over_inputs_) {
+        add_tile_over_inputs(tile, ins, outs, source, grad, sums);
+      } else {
+        add_tile(tile, runs, run_count, ins, outs, source, grad, sums);
+      }
     }
     const int64_t block = slice * p_.partition->entries() + p_.partition->weight_offsets[group];
-    unpack(sums, ins, outs, positions, p_.weight_grad + block * p_.window_area);
+    T* weight_grad = p_.weight_grad + block * p_.window_area;
+    if (over_inputs_) {
+      unpack_over_inputs(sums, ins, outs, weight_grad);
+    } else {
+      unpack(sums, ins, outs, positions, weight_grad);
+    }
   }
 
   int64_t list_runs(Run* runs) const {
@@ -239,6 +265,60 @@ class LaneWeightGrad {
     }
   }
 
+  // sums: [lanes of inputs][tap][output][lane].
+  void add_tile_over_inputs(const Tile& tile, int64_t ins, int64_t outs, const T* source, const T* grad,
+                            T* sums) const {
+    const int64_t row = source_cols(tile) * ins;
+    CorrelatePixelsJob<T> job{};
+    job.rows = tile.rows;
+    job.cols = tile.cols;
+    job.singles = {grad, tile.cols * outs, outs};
+    job.vectors = {source, sweep_.source_step_h * row, sweep_.source_step_w * ins};
+    for_each_lane_block<T>(ins, [&](int64_t first, int64_t channels, int64_t width) {
+      job.channels = channels;
+      const int64_t most = most_channels(static_cast<int>(width / lanes));
+      const int64_t step = divide_up(outs, divide_up(outs, most));
+      for (const Tap& tap : sweep_.taps) {
+        const Shift shift = shift_of(sweep_, tap);
+        job.vectors.data = source + (shift.row - reach_.top) * row + (shift.col - reach_.left) * ins + first;
+        for (int64_t r = 0; r < outs; r += step) {
+          job.singles.data = grad + r;
+          job.sums = sums + r * width;
+          if (width > lanes) {
+            correlate_channels<T, 2>(job, smaller(step, outs - r));
+          } else {
+            correlate_channels<T, 1>(job, smaller(step, outs - r));
+          }
+        }
+        sums += outs * width;
+      }
+    });
+  }
+
+  // [lanes of inputs][tap][output][lane] to [output][input][tap].
+  void unpack_over_inputs(const T* sums, int64_t ins, int64_t outs, T* weight_grad) const {
+    const int64_t area = p_.window_area;
+    bool in_order = taps_ == area;
+    for (int64_t t = 0; t < taps_; ++t)
+      in_order = in_order && sweep_.taps[static_cast<size_t>(t)].weight == t;
+    for_each_lane_block<T>(ins, [&](int64_t first, int64_t channels, int64_t width) {
+      const int64_t tap_distance = outs * width;
+      for (int64_t r = 0; r < outs; ++r) {
+        const T* from = sums + r * width;
+        T* to = weight_grad + (r * ins + first) * area;
+        if (in_order && p_.whole) {  // nothing was added before
+          transpose_in(from, tap_distance, taps_, channels, to, area);
+          continue;
+        }
+        for (const Tap& tap : sweep_.taps) {
+          for (int64_t i = 0; i < channels; ++i) to[i * area + tap.weight] += from[i];
+          from += tap_distance;
+        }
+      }
+      sums += taps_ * tap_distance;
+    });
+  }
+
   // [lanes of outputs][tap][input][lane] to [output][input][tap].
   void unpack(const T* sums, int64_t ins, int64_t outs, int64_t* positions, T* weight_grad) const {
     const int64_t area = p_.window_area, entries = ins * area;
@@ -280,6 +360,7 @@ class LaneWeightGrad {
   ChannelLists inputs_, outputs_;
   int64_t groups_, taps_;
   Reach reach_;
+  bool over_inputs_;
   int64_t most_inputs_ = 0, most_outputs_ = 0;
 };
 

@@ -17,13 +17,18 @@ from helpers import (
 )
 
 from groupconv_ext import Partition
-from groupconv_ext.autograd import ACTIVATIONS
+from groupconv_ext.autograd import ACTIVATIONS, weight_grad
 
 pytestmark = [needs_native, pytest.mark.native]
 
 CASES = {
     "even": (Partition.random(64, 96, 2, seed=0), Geometry((9, 11))),
     "uneven": (Partition.random(45, 300, 5, seed=1, uneven=True), Geometry((8, 8))),
+    "wide groups, several tiles": (
+        Partition.random(170, 141, 3, seed=6, uneven=True),
+        Geometry((19, 23)),
+    ),
+    "narrow groups": (Partition.random(88, 80, 8, seed=7), Geometry((17, 13))),
     "few inputs": (Partition.random(8, 40, 4, seed=2), Geometry((10, 12))),
     "one group": (Partition.random(33, 17, 1, seed=3), Geometry((7, 7))),
     "nobody's inputs, an empty group": (
@@ -82,6 +87,28 @@ def test_the_same_bits_on_any_threads_and_in_any_batch(case: str, isa: str) -> N
     x, weight, bias = tensors(partition, geometry, batch=7, dtype=torch.float32)
     with forced_isa(isa):
         check_same_bits(partition, geometry, channels_last(x), weight, bias)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_same_bits_of_a_weight_gradient_on_any_threads(isa: str) -> None:
+    partition, geometry = CASES["wide groups, several tiles"]
+    x, _, _ = tensors(partition, geometry, batch=5, dtype=torch.float32)
+    grad = torch.randn(5, partition.out_channels, *geometry.input_size)
+    x, grad = channels_last(x), channels_last(grad)
+
+    def call() -> torch.Tensor:
+        return weight_grad(grad, x, partition, window_of(geometry), (1, 1))
+
+    threads = torch.get_num_threads()
+    try:
+        with forced_isa(isa):
+            torch.set_num_threads(1)
+            alone = call()
+            for count in (2, 3):
+                torch.set_num_threads(count)
+                assert torch.equal(call(), alone)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -14,8 +14,8 @@
 namespace groupconv::cpu {
 namespace {
 
-// Rows of `pixels` elements that a tile fetches for later: two in each half of its own pixels.
-constexpr int rows_ahead = 4;
+// Rows of `pixels` elements that a tile fetches for later, half of them in each half of its own pixels.
+constexpr int least_rows_ahead = 4, most_rows_ahead = 16;
 
 // Elements from a pixel to the next of the staged rows: whole tiles, whatever the lanes.
 constexpr int64_t panel_columns = 48;
@@ -27,7 +27,8 @@ struct OuterProducts {
   int64_t pixels;
   T* dest;
   int64_t dest_row;
-  const char* ahead[rows_ahead];
+  const char* ahead[most_rows_ahead];
+  int rows_ahead;
 };
 
 template <class T, int V, bool Adjacent>
@@ -71,12 +72,12 @@ void add_outer_products(const OuterProducts<T>& job) {
   }
   const int64_t rounds = job.pixels / unrolled;
   for (int half = 0; half < 2; ++half) {
-    const char *first = job.ahead[half], *second = job.ahead[2 + half];
+    const int fetched = job.rows_ahead / 2;
+    const char* const* ahead = job.ahead + half * fetched;
+    int64_t offset = 0;
     for (int64_t i = half ? rounds / 2 : 0; i < (half ? rounds : rounds / 2); ++i) {
-      __builtin_prefetch(first, 0, 2);
-      __builtin_prefetch(second, 0, 2);
-      first += line;
-      second += line;
+      for (int row = 0; row < fetched; ++row) __builtin_prefetch(ahead[row] + offset, 0, 2);
+      offset += line;
 #pragma GCC unroll 8
       for (int pixel = 0; pixel < unrolled; ++pixel) step(pixel);
       go_on(unrolled);

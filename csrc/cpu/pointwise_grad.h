@@ -46,7 +46,11 @@ class PointwiseGrad {
   static bool suits_rows(const PartitionView& partition, const Image<const Stored>& input,
                          const Image<const Stored>& grad) {
     constexpr int64_t least_width = 32;
-    if (!reads_rows(input) || !reads_rows(grad)) return false;
+    return reads_rows(input) && reads_rows(grad) && has_groups(partition, least_width);
+  }
+
+  // Which fill tiles, and have on average so many channels on either side.
+  static bool has_groups(const PartitionView& partition, int64_t least_width) {
     for (int64_t g = 0; g < partition.groups; ++g) {
       if (partition.outputs.count(g) < max_tile_rows) return false;
     }
@@ -54,12 +58,17 @@ class PointwiseGrad {
            partition.entries() >= least_width * partition.outputs.offsets[partition.groups];
   }
 
+  // As rows of a panel they fill most of L1.
+  static int64_t most_pixels_at_once() {
+    return caches().nearest * 4 / 5 / (panel_columns * static_cast<int64_t>(sizeof(T)));
+  }
+
   explicit PointwiseGrad(const WeightGradProblem<Stored>& problem)
       : p_(problem),
         inputs_(p_.partition->inputs),
         outputs_(p_.partition->outputs),
         grad_lies_(computes_as_stored && reads_rows(p_.grad)),
-        pixels_at_once_(caches().nearest * 4 / 5 / (panel_columns * static_cast<int64_t>(sizeof(T)))),
+        pixels_at_once_(most_pixels_at_once()),
         blocks_(divide_up(p_.input.width, pixels_at_once_)) {}
 
   // Items are groups, or whole tiles of one group's columns; every sum in the order of the pixels: any cut gives
@@ -93,16 +102,63 @@ class PointwiseGrad {
             space.take<T>(max_tile_rows * panel_columns)};
   }
 
+  // Rows of an image that are far apart, for which the hardware does not look ahead; or a block of pixels, all channels
+  // of which lie in one piece, in as many pieces.
+  struct RowsAhead {
+    const Stored* first = nullptr;
+    const int32_t* channels = nullptr;
+    int64_t distance = 0, rows = 0, taken = 0;
+
+    int64_t left() const { return rows - taken; }
+    const char* next() {
+      const int64_t row = taken++;
+      return reinterpret_cast<const char*>(first + (channels ? channels[row] : row) * distance);
+    }
+  };
+  static RowsAhead ahead(const Image<const Stored>& image, const Pixels& pixels, const int32_t* channels,
+                         int64_t count) {
+    if (pixels.count == 0) return {};
+    const Stored* first = image.at(pixels.n, 0, 0, pixels.begin);
+    if (image.stride_w == 1) return {first, channels, image.stride_c, count};
+    const bool one_piece = image.stride_w == image.channels && count == image.channels;
+    return {first, nullptr, pixels.count, one_piece ? count : 0};
+  }
+
+  // What will be read next, fetched evenly by so many tiles.
+  struct ReadsAhead {
+    RowsAhead input, grad;
+    int64_t tiles = 0;
+
+    void give(OuterProducts<T>& job) {
+      const int64_t left = input.left() + grad.left();
+      const int64_t even = divide_up(left, 2 * larger(tiles--, int64_t{1})) * 2;
+      const int64_t rows = smaller(larger(even, int64_t{least_rows_ahead}), int64_t{most_rows_ahead});
+      job.rows_ahead = static_cast<int>(rows);
+      for (int64_t r = 0; r < rows; ++r) {
+        RowsAhead& from = input.left() ? input : grad;
+        job.ahead[r] = from.left() ? from.next() : reinterpret_cast<const char*>(job.rows);
+      }
+    }
+  };
+
+  // How often all groups ask what is read next.
+  int64_t tiles() const {
+    int64_t count = 0;
+    for (int64_t g = 0; g < p_.partition->groups; ++g) count += row_blocks(g) * panels(g);
+    return count;
+  }
+
   // What some pixels add to a group's part, for whoever goes over the images himself. `grads`: the group's rows of the
-  // gradient, at the first of them.
-  void add(int64_t slice, int64_t group, const Pixels& pixels, const T* const* grads,
-           const Scratch& scratch) const {
+  // gradient, at the first of them. `later`: what to fetch meanwhile, where the pixels themselves are in cache.
+  void add(int64_t slice, int64_t group, const Pixels& pixels, const T* const* grads, const Scratch& scratch,
+           ReadsAhead* later = nullptr) const {
     const int64_t blocks = divide_up(pixels.count, pixels_at_once_);
     for (int64_t b = 0; b < blocks; ++b) {
       const Pixels part = part_of(pixels, b, blocks);
       const Pixels next = b + 1 < blocks ? part_of(pixels, b + 1, blocks) : Pixels{};
       add_block(slice, group, 0, panels(group),
-                {part, {0, row_blocks(group)}, grads, part.begin - pixels.begin}, next, {}, scratch);
+                {part, {0, row_blocks(group)}, grads, part.begin - pixels.begin}, next,
+                ahead(p_.grad, next, outputs_.of(group), outputs_.count(group)), scratch, later);
     }
   }
 
@@ -196,46 +252,25 @@ class PointwiseGrad {
     return smaller(block * max_tile_rows, outputs_.count(group) - max_tile_rows);
   }
 
-  // Rows of an image that are far apart, for which the hardware does not look ahead; or a block of pixels, all channels
-  // of which lie in one piece, in as many pieces.
-  struct RowsAhead {
-    const Stored* first = nullptr;
-    const int32_t* channels = nullptr;
-    int64_t distance = 0, rows = 0, taken = 0;
-
-    bool any() const { return taken < rows; }
-    const char* next() {
-      const int64_t row = taken++;
-      return reinterpret_cast<const char*>(first + (channels ? channels[row] : row) * distance);
-    }
-  };
-  static RowsAhead ahead(const Image<const Stored>& image, const Pixels& pixels, const int32_t* channels,
-                         int64_t count) {
-    if (pixels.count == 0) return {};
-    const Stored* first = image.at(pixels.n, 0, 0, pixels.begin);
-    if (image.stride_w == 1) return {first, channels, image.stride_c, count};
-    const bool one_piece = image.stride_w == image.channels && count == image.channels;
-    return {first, nullptr, pixels.count, one_piece ? count : 0};
-  }
-
   // `next`: the pixels after these, if there are any.
   void add_block(int64_t slice, int64_t group, int64_t first_panel, int64_t end_panel, const Block& block,
-                 const Pixels& next, RowsAhead next_grad, const Scratch& scratch) const {
-    RowsAhead next_input = ahead(p_.input, next, inputs_.of(group), inputs_.count(group));
+                 const Pixels& next, const RowsAhead& next_grad, const Scratch& scratch,
+                 ReadsAhead* later = nullptr) const {
+    ReadsAhead reads{ahead(p_.input, next, inputs_.of(group), inputs_.count(group)), next_grad};
     for (int64_t panel = first_panel; panel < end_panel; ++panel) {
       const Panel here = panel_of(slice, group, panel);
       const bool last = panel + 1 == end_panel;
       const Panel then = panel_of(slice, group, last ? first_panel : panel + 1);
       stage_input(block.pixels, here, scratch.rows);
       if (reads_rows(p_.input)) {
-        next_input = ahead(p_.input, last ? next : block.pixels, then.channels, then.width);
+        reads.input = ahead(p_.input, last ? next : block.pixels, then.channels, then.width);
       }
-      multiply(block, here, scratch, next_input, next_grad);
+      reads.tiles = (end_panel - panel) * (block.part.end - block.part.begin);
+      multiply(block, here, scratch, later ? *later : reads);
     }
   }
 
-  void multiply(const Block& from, const Panel& panel, const Scratch& scratch, RowsAhead& next_input,
-                RowsAhead& next_grad) const {
+  void multiply(const Block& from, const Panel& panel, const Scratch& scratch, ReadsAhead& reads) const {
     const Pixels& pixels = from.pixels;
     const RowBlocks& part = from.part;
     const T *blocks = scratch.blocks, *rows = scratch.rows;
@@ -254,10 +289,8 @@ class PointwiseGrad {
                                     : p_.grad.at(pixels.n, outs[row + r], 0, pixels.begin);
         }
       }
-      for (const char*& fetched : job.ahead) {
-        RowsAhead& then = next_input.any() ? next_input : next_grad;
-        fetched = then.any() ? then.next() : reinterpret_cast<const char*>(rows);
-      }
+      job.rows = rows;
+      reads.give(job);
       for (int64_t column = 0; column < panel.width; column += tile) {
         const int64_t columns = smaller(tile, panel.width - column);
         T* dest = panel.dest + row * ins + column;

@@ -15,6 +15,7 @@
 #include "cpu/pointwise_grad.h"
 #include "cpu/weight_grad_lanes.h"
 #include "cpu/weight_grad_pixels.h"
+#include "cpu/weight_grad_turned.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -207,6 +208,10 @@ template <class Stored>
 void weight_grad(const WeightGradProblem<Stored>& problem) {
   if (GROUPCONV_ISA::Kernels<Stored>::depthwise_grad(problem)) return;
   if (PointwiseGrad<Stored>::suits(problem)) return PointwiseGrad<Stored>(problem).run();
+  if constexpr (transposes_vectors<Stored>) {
+    using Turned = TurnedWeightGrad<Stored>;
+    if (Turned::suits(problem)) return Turned(problem).run();
+  }
   if (PixelWeightGrad<Stored>::suits(problem)) return PixelWeightGrad<Stored>(problem).run();
   if (LaneWeightGrad<Stored>::suits(problem)) return LaneWeightGrad<Stored>(problem).run();
   if constexpr (multiplies_stored<Stored>) {

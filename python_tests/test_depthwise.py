@@ -95,9 +95,10 @@ def test_small_maps_of_more_images_than_are_copied_at_once(isa: str) -> None:
     with forced_isa(isa):
         for partition in partitions:
             for geometry in (around(3, size=(7, 7)), around(5, 2, (14, 13))):
-                x, weight, bias = tensors(partition, geometry, 13, torch.float32)
-                for activation in ACTIVATIONS:
-                    check_convolution(partition, geometry, x, weight, bias, activation=activation)
+                for dtype in (torch.float32, torch.bfloat16):
+                    x, weight, bias = tensors(partition, geometry, 13, dtype)
+                    for activation in ACTIVATIONS:
+                        check_convolution(partition, geometry, x, weight, bias, None, activation)
 
 
 @each_layout
@@ -108,38 +109,49 @@ def test_every_width_and_number_of_channels(isa: str, layout: str) -> None:
             partition = Partition.random(size, size, size, seed=size)
             for stride in (1, 2):
                 geometry = around(3, stride, (size % 9 + 1, size))
-                x, weight, bias = tensors(partition, geometry, 1, torch.float32)
-                check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
+                for dtype in (torch.float32, torch.bfloat16):
+                    x, weight, bias = tensors(partition, geometry, 1, dtype)
+                    check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
 
 
 @each_layout
 @each_isa
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_one_pixel_reaches_its_window_and_no_further(isa: str, layout: str, value: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_pixel_reaches_its_window_and_no_further(
+    isa: str, layout: str, value: float, dtype: torch.dtype
+) -> None:
     partition = Partition.random(18, 18, 18, seed=1)
     geometry = around(3, size=(6, 19))
     ops, table, window = torch.ops.groupconv, partition.table("cpu"), (1,) * 8
     with forced_isa(isa):
         for row, col in ((0, 0), (5, 18), (2, 15), (3, 16)):
-            x, weight, _ = tensors(partition, geometry, 1, torch.float32)
+            x, weight, _ = tensors(partition, geometry, 1, dtype)
             grad = torch.randn_like(x)
             x[0, 7, row, col] = value
             x, grad = LAYOUTS[layout](x), LAYOUTS[layout](grad)
             y = ops.conv2d(x, weight, None, None, table, 18, *window, 0)
-            expected = reference.conv2d(x, weight, None, partition, *geometry.window)
+            # torch's own kernels of bfloat16 multiply the padding.
+            wide, wide_weight, wide_grad = x.float(), weight.float(), grad.float()
+            expected = reference.conv2d(wide, wide_weight, None, partition, *geometry.window)
             assert torch.equal(y.isfinite(), expected.isfinite())
             weight_grad = ops.conv2d_weight_grad(grad, x, table, 18, 3, 3, *window)
             # For a tap that would reach beyond the image, a corner is in no product.
-            expected = reference.conv2d_weight_grad(grad, x, partition, (3, 3), *geometry.window)
+            expected = reference.conv2d_weight_grad(
+                wide_grad, wide, partition, (3, 3), *geometry.window
+            )
             assert torch.equal(weight_grad.isfinite(), expected.isfinite())
 
 
 @each_layout
 @each_isa
-def test_any_number_of_threads_gives_the_same_bits(isa: str, layout: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_threads_gives_the_same_bits(
+    isa: str, layout: str, dtype: torch.dtype
+) -> None:
     partition = Partition.random(160, 160, 160, seed=0)
     geometry = around(3, size=(30, 31))
-    x, weight, _ = tensors(partition, geometry, 3, torch.float32)
+    x, weight, _ = tensors(partition, geometry, 3, dtype)
     x, grad = LAYOUTS[layout](x), LAYOUTS[layout](torch.randn_like(x))
     table, window = partition.table("cpu"), (1,) * 8
     last = layout == "channels_last"

@@ -71,6 +71,12 @@ class TapGrid {
   bool flipped_rows_ = false, flipped_cols_ = false;
 };
 
+// A vector of bfloat16 is gathered in twos.
+template <class Stored>
+GROUPCONV_INLINE bool can_gather(int64_t channels) {
+  return channels > 1 || __is_same(Stored, compute_t<Stored>);
+}
+
 // Of `count` pixels `apart` from each other, the first at x, those inside an image: a bit for each.
 GROUPCONV_INLINE uint32_t pixels_inside(int64_t x, int64_t count, int64_t apart, int64_t width) {
   const auto steps = [&](int64_t distance) { return apart == 1 ? distance : divide_up(distance, apart); };
@@ -81,14 +87,18 @@ GROUPCONV_INLINE uint32_t pixels_inside(int64_t x, int64_t count, int64_t apart,
 
 // The pixels at from[0], from[Step], …, one for each lane. Only those are read whose bit is set; there is a
 // bit for each pixel in between as well.
-template <class T, int Step>
-GROUPCONV_INLINE Vec<T> load_stepped(const T* from, uint32_t exists) {
+template <class T, int Step, class Stored>
+GROUPCONV_INLINE Vec<T> load_stepped(const Stored* from, uint32_t exists) {
   constexpr int lanes = Vec<T>::lanes;
-  const Vec<T> low = Vec<T>::load(from, Vec<T>::from_bits(exists & ((1u << lanes) - 1)));
-  if constexpr (Step == 1) {
-    return low;
+  if constexpr (Step == 2 && !__is_same(Stored, T)) {
+    return Vec<T>::load_even(from, exists);
   } else {
-    return even(low, Vec<T>::load(from + lanes, Vec<T>::from_bits(exists >> lanes)));
+    const Vec<T> low = Vec<T>::load(from, Vec<T>::from_bits(exists & ((1u << lanes) - 1)));
+    if constexpr (Step == 1) {
+      return low;
+    } else {
+      return even(low, Vec<T>::load(from + lanes, Vec<T>::from_bits(exists >> lanes)));
+    }
   }
 }
 

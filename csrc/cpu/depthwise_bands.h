@@ -19,8 +19,9 @@
 namespace groupconv::cpu {
 namespace {
 
-template <class T>
+template <class Stored>
 class DepthwiseBands {
+  using T = compute_t<Stored>;
   using V_ = Vec<T>;
   using Mask = typename V_::Mask;
   static constexpr int lanes = V_::lanes;
@@ -31,7 +32,7 @@ class DepthwiseBands {
   static constexpr int most_sources = most_rows + window - 1;
 
  public:
-  DepthwiseBands(const ConvolveProblem<T>& problem, const Depthwise& depthwise)
+  DepthwiseBands(const ConvolveProblem<Stored>& problem, const Depthwise& depthwise)
       : p_(problem),
         sweep_(*problem.sweep),
         grid_(sweep_),
@@ -40,10 +41,10 @@ class DepthwiseBands {
         straight_(depthwise.straight),
         plain_(!p_.residual.data && p_.activation == Activation::none) {
     const int64_t elements = p_.dest.batch * p_.dest.channels * p_.dest.height * p_.dest.width;
-    fetches_dest_ = 4 * elements * static_cast<int64_t>(sizeof(T)) >= caches().own;
+    fetches_dest_ = 4 * elements * static_cast<int64_t>(sizeof(Stored)) >= caches().own;
   }
 
-  static bool suits(const ConvolveProblem<T>& p, const Depthwise& depthwise) {
+  static bool suits(const ConvolveProblem<Stored>& p, const Depthwise& depthwise) {
     if constexpr (vector_registers < 32) return false;
     constexpr int64_t most_bytes = 512 << 10;
     const Sweep& sweep = *p.sweep;
@@ -51,11 +52,12 @@ class DepthwiseBands {
     if (grid.rows != window || grid.cols != window || grid.row_step != 1 || grid.col_step != 1) return false;
     if (sweep.source_step_h != 1 || sweep.source_step_w != 1) return false;
     if (p.source.stride_c != 1 || p.dest.stride_c != 1 || p.prologue || !is_clamp(p.activation)) return false;
+    if (!can_gather<Stored>(p.source.channels)) return false;
     // What sums several channels is left to depthwise_channels.h.
     if (p.transposed && depthwise.most_outputs > 1) return false;
     const int64_t places = divide_up(p.dest.channels, int64_t{lanes}) * lanes;
     return p.partition->entries() * p.window_area < INT32_MAX && p.source.channels < INT32_MAX &&
-           most_sources * p.source.width * places * static_cast<int64_t>(sizeof(T)) <= most_bytes;
+           most_sources * p.source.width * places * static_cast<int64_t>(sizeof(Stored)) <= most_bytes;
   }
 
   void run() const {
@@ -76,21 +78,21 @@ class DepthwiseBands {
     T* weight;        // [blocks][9][lanes], by rows of the window
     int32_t* source;  // [blocks][lanes]: the source channel of a lane
     uint32_t* taken;  // [blocks]: the lanes that have one
-    T* rows;          // [most_sources][blocks][width][lanes], source row y in place y % most_sources
+    Stored* rows;     // [most_sources][blocks][width][lanes], source row y in place y % most_sources
   };
   struct Columns {
     int64_t begin, end;
   };
   // One vector of channels of some rows.
   struct Band {
-    const T* source[most_sources];  // column 0, or null where there is no row
-    int64_t source_pixel;           // from column to column
-    bool whole;                     // no row is missing
+    const Stored* source[most_sources];  // column 0, or null where there is no row
+    int64_t source_pixel;                // from column to column
+    bool whole;                          // no row is missing
     const T* weight;
     V_ start;
     Mask loaded, stored;
-    T* dest;  // column 0
-    const T* residual;
+    Stored* dest;  // column 0
+    const Stored* residual;
     int64_t dest_row, dest_pixel;
   };
 
@@ -101,14 +103,14 @@ class DepthwiseBands {
     space.plan<int32_t>(blocks_ * lanes);
     space.plan<int32_t>(blocks_ * lanes);
     space.plan<uint32_t>(blocks_);
-    space.plan<T>(staged);
+    space.plan<Stored>(staged);
     space.open();
     Tables tables{};
     tables.weight = space.take<T>(blocks_ * window * window * lanes);
     tables.source = space.take<int32_t>(blocks_ * lanes);
     int32_t* origin = space.take<int32_t>(blocks_ * lanes);
     tables.taken = space.take<uint32_t>(blocks_);
-    tables.rows = space.take<T>(staged);
+    tables.rows = space.take<Stored>(staged);
     list_channels(origin, tables);
 
     const int64_t bands = divide_up(end - first, int64_t{most_rows});
@@ -159,16 +161,16 @@ class DepthwiseBands {
     }
   }
 
-  T* staged(const Tables& tables, int64_t y, int64_t block) const {
+  Stored* staged(const Tables& tables, int64_t y, int64_t block) const {
     return tables.rows + (y % most_sources * blocks_ + block) * p_.source.width * lanes;
   }
 
   // While it gathers, memory brings what is read and written next.
   void gather_row(int64_t n, int64_t y, const Tables& tables) const {
     const int64_t width = p_.source.width, ahead = larger(fetched_ahead / p_.source.stride_w, int64_t{1});
-    const T* from = p_.source.at(n, 0, y, 0);
-    const T* dest = p_.dest.at(n, 0, smaller(y, p_.dest.height - 1), 0);
-    T* to = staged(tables, y, 0);
+    const Stored* from = p_.source.at(n, 0, y, 0);
+    const Stored* dest = p_.dest.at(n, 0, smaller(y, p_.dest.height - 1), 0);
+    Stored* to = staged(tables, y, 0);
     for (int64_t x = 0; x < width; ++x, from += p_.source.stride_w, to += lanes) {
       for (int64_t block = 0; block < blocks_; ++block) {
         __builtin_prefetch(from + ahead * p_.source.stride_w + block * lanes);
@@ -223,15 +225,15 @@ class DepthwiseBands {
     const V_ start = band.start;
     const V_ low = V_::broadcast(range_.low), high = V_::broadcast(range_.high);
     const Mask loaded = band.loaded, stored = band.stored;
-    const T* source[sources];
+    const Stored* source[sources];
     const int64_t pixel = band.source_pixel, dest_pixel = band.dest_pixel;
     const int64_t width = p_.source.width, end_column = columns.end + grid_.col(window - 1);
     int64_t x = columns.begin + grid_.col(0), from = x * pixel;
 #pragma GCC unroll 6
     for (int i = 0; i < sources; ++i) source[i] = band.source[i];
-    T* dest = band.dest + columns.begin * dest_pixel;
-    const T* residual = band.residual ? band.residual + columns.begin * dest_pixel : nullptr;
-    const Strides down(band.dest_row * static_cast<int64_t>(sizeof(T)));
+    Stored* dest = band.dest + columns.begin * dest_pixel;
+    const Stored* residual = band.residual ? band.residual + columns.begin * dest_pixel : nullptr;
+    const Strides down(band.dest_row * static_cast<int64_t>(sizeof(Stored)));
 
     V_ sums[window][R];
     // Source column x is the last of the sums stored, and the first of `newest`.
@@ -263,7 +265,7 @@ class DepthwiseBands {
                                         if (residual) sum = sum + V_::load(down.at(residual, r), stored);
                                         sum = clamp(low, high, sum);
                                       }
-                                      sum.store(const_cast<T*>(down.at(dest, r)), stored);
+                                      sum.store(const_cast<Stored*>(down.at(dest, r)), stored);
                                     }
                                     dest += dest_pixel;
                                     if (!Plain && residual) residual += dest_pixel;
@@ -281,7 +283,7 @@ class DepthwiseBands {
     }
   }
 
-  const ConvolveProblem<T>& p_;
+  const ConvolveProblem<Stored>& p_;
   const Sweep& sweep_;
   TapGrid grid_;
   int64_t blocks_;

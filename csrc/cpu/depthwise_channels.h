@@ -27,7 +27,6 @@ class DepthwiseChannels {
   static constexpr int tile_rows = vector_registers == 32 ? 2 : 1;
   static constexpr int tile_cols = vector_registers == 32 ? 8 : 6;
   static constexpr int widest = 7;  // columns of a window that share loads
-  static constexpr bool computes_as_stored = __is_same(Stored, T);
 
  public:
   DepthwiseChannels(const ConvolveProblem<Stored>& problem, const Depthwise& depthwise)
@@ -39,7 +38,7 @@ class DepthwiseChannels {
         copies_(p_.transposed ? 1 : depthwise.most_outputs),
         picks_(p_.transposed ? depthwise.most_outputs : 1),
         finish_(p_.activation) {
-    direct_ = computes_as_stored && depthwise.straight && is_clamp(p_.activation);
+    direct_ = in_vectors<Stored> && depthwise.straight && is_clamp(p_.activation);
     plain_ = !p_.residual.data && p_.activation == Activation::none;
     together_ = grid_.col_step == 1 && grid_.cols <= widest && sweep_.source_step_w <= 2
                     ? larger(grid_.cols, int64_t{1})
@@ -330,17 +329,17 @@ class DepthwiseChannels {
 
   GROUPCONV_INLINE void store_direct(const Tile& tile, int64_t channel, int64_t count,
                                      const V_ (&sums)[tile_rows][tile_cols]) const {
-    if constexpr (computes_as_stored) {
+    if constexpr (in_vectors<Stored>) {
       const Mask mask = V_::first(count);
       const Place first = place(tile, 0, 0);
-      T* dest = p_.dest.at(tile.n, channel, first.y, first.x);
-      const T* residual = p_.residual.data ? p_.residual.at(tile.n, channel, first.y, first.x) : nullptr;
+      Stored* dest = p_.dest.at(tile.n, channel, first.y, first.x);
+      const Stored* residual = p_.residual.data ? p_.residual.at(tile.n, channel, first.y, first.x) : nullptr;
       const int64_t row_stride = sweep_.dest_step_h * p_.dest.stride_h;
       const int64_t pixel_stride = sweep_.dest_step_w * p_.dest.stride_w;
       if (plain_ && tile.rows == tile_rows && tile.cols == tile_cols) {
 #pragma GCC unroll 2
         for (int r = 0; r < tile_rows; ++r) {
-          T* to = dest + r * row_stride;
+          Stored* to = dest + r * row_stride;
 #pragma GCC unroll 8
           for (int p = 0; p < tile_cols; ++p, to += pixel_stride) sums[r][p].store(to, mask);
         }
@@ -376,7 +375,7 @@ class DepthwiseChannels {
           }
           const Mask mask = V_::first(smaller<int64_t>(lanes, p_.dest.channels - c));
           if (p_.bias) sum = sum + V_::load(p_.bias + c, mask);
-          if constexpr (computes_as_stored) {
+          if constexpr (in_vectors<Stored>) {
             if (plain_) {
               sum.store(dest + c, mask);
               continue;
@@ -384,7 +383,7 @@ class DepthwiseChannels {
           }
           sum.store(tables.picked + c);
         }
-        if (computes_as_stored && plain_) continue;
+        if (in_vectors<Stored> && plain_) continue;
         finish_run(finish_, tables.picked, 1,
                    p_.residual.data ? p_.residual.at(tile.n, 0, at.y, at.x) : nullptr, dest, 1,
                    p_.dest.channels);

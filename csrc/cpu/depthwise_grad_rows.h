@@ -19,17 +19,18 @@
 namespace groupconv::cpu {
 namespace {
 
-template <class T>
+template <class Stored>
 class DepthwiseGradRows {
+  using T = compute_t<Stored>;
   using V_ = Vec<T>;
   static constexpr int lanes = V_::lanes;
   static constexpr int most_sums = vector_registers == 32 ? 21 : 9;
 
  public:
-  explicit DepthwiseGradRows(const WeightGradProblem<T>& problem)
+  explicit DepthwiseGradRows(const WeightGradProblem<Stored>& problem)
       : p_(problem), sweep_(*problem.sweep), grid_(sweep_), prepared_(p_.input, p_.prologue, sweep_, grid_) {}
 
-  static bool suits(const WeightGradProblem<T>& p) {
+  static bool suits(const WeightGradProblem<Stored>& p) {
     return !p.input.channels_last() && !p.grad.channels_last() && stands(p.grad) && stands(p.input) &&
            p.sweep->source_step_w <= 2;
   }
@@ -45,14 +46,14 @@ class DepthwiseGradRows {
   }
 
  private:
-  static bool stands(const Image<const T>& image) { return image.stride_w == 1 || image.width == 1; }
+  static bool stands(const Image<const Stored>& image) { return image.stride_w == 1 || image.width == 1; }
 
   void run_groups(int64_t slice, int64_t first, int64_t end) const {
     const PartitionView& partition = *p_.partition;
     Workspace space;
-    space.plan<T>(prepared_.size());
+    space.plan<Stored>(prepared_.size());
     space.open();
-    T* prepared = space.take<T>(prepared_.size());
+    Stored* prepared = space.take<Stored>(prepared_.size());
     T* total = p_.weight_grad + slice * partition.entries() * p_.window_area;
     const int64_t begin = p_.input.batch * slice / p_.slices;
     const int64_t beyond = p_.input.batch * (slice + 1) / p_.slices;
@@ -71,8 +72,8 @@ class DepthwiseGradRows {
 
   struct Channel {
     int64_t first_image, end_image, input, output;
-    T* weight_grad;  // [window]
-    T* prepared;     // scratch
+    T* weight_grad;    // [window]
+    Stored* prepared;  // scratch
   };
 
   void run_channel(const Channel& channel) const {
@@ -99,9 +100,9 @@ class DepthwiseGradRows {
 #pragma GCC unroll 9
     for (int i = 0; i < window * window; ++i) sums[i] = zero<T>();
     for (int64_t n = channel.first_image; n < channel.end_image; ++n) {
-      const T* grads = p_.grad.at(n, channel.output, 0, 0);
+      const Stored* grads = p_.grad.at(n, channel.output, 0, 0);
       for (int64_t row = 0; row < sweep_.rows;) {
-        const Band<T> band = prepared_.band(n, channel.input, row, channel.prepared);
+        const Band<Stored> band = prepared_.band(n, channel.input, row, channel.prepared);
         for (int64_t col = 0; col < sweep_.cols; col += lanes) add_strip(band, grads, col, sums);
         row = band.end_row;
       }
@@ -113,7 +114,7 @@ class DepthwiseGradRows {
     }
   }
 
-  GROUPCONV_INLINE void add_strip(const Band<T>& band, const T* grads, int64_t col,
+  GROUPCONV_INLINE void add_strip(const Band<Stored>& band, const Stored* grads, int64_t col,
                                   V_ (&sums)[window * window]) const {
     const uint32_t all = (1u << smaller<int64_t>(lanes, sweep_.cols - col)) - 1;
     typename V_::Mask inside[window];
@@ -123,8 +124,8 @@ class DepthwiseGradRows {
     }
     const int64_t height = p_.input.height, stride = band.stride_h, grad_stride = p_.grad.stride_h;
     const int64_t first = band.first_row, end = band.end_row, top = grid_.row(0);
-    const T* grad = grads + first * grad_stride + col;
-    const T* source = band.plane + (first + top) * stride + col + grid_.col(0);
+    const Stored* grad = grads + first * grad_stride + col;
+    const Stored* source = band.plane + (first + top) * stride + col + grid_.col(0);
 
     V_ g[window][window];  // of gradient rows that come and go in turns
     const auto load_grad = [&](V_(&to)[window]) GROUPCONV_INLINE_LAMBDA {
@@ -187,9 +188,9 @@ class DepthwiseGradRows {
 #pragma GCC unroll 21
     for (int i = 0; i < Height * Cols; ++i) sums[i] = zero<T>();
     for (int64_t n = channel.first_image; n < channel.end_image; ++n) {
-      const T* grads = p_.grad.at(n, channel.output, 0, 0);
+      const Stored* grads = p_.grad.at(n, channel.output, 0, 0);
       for (int64_t row = 0; row < sweep_.rows;) {
-        const Band<T> band = prepared_.band(n, channel.input, row, channel.prepared);
+        const Band<Stored> band = prepared_.band(n, channel.input, row, channel.prepared);
         for (; row + R <= band.end_row; row += R) {
           add_rows<R, Height, Step, Cols>(band, grads, row, top, first_col, sums);
         }
@@ -208,13 +209,13 @@ class DepthwiseGradRows {
   }
 
   template <int R, int Height, int Step, int Cols>
-  GROUPCONV_INLINE void add_rows(const Band<T>& band, const T* grads, int64_t row, int64_t top,
+  GROUPCONV_INLINE void add_rows(const Band<Stored>& band, const Stored* grads, int64_t row, int64_t top,
                                  int64_t first_col, V_ (&sums)[Height * Cols]) const {
     constexpr int source_rows = (Height == 1 ? 1 : Step) * (R - 1) + Height;
     const int64_t first = row * sweep_.source_step_h + grid_.row(top);
     for (int64_t col = 0; col < sweep_.cols; col += lanes) {
       const uint32_t all = (1u << smaller<int64_t>(lanes, sweep_.cols - col)) - 1;
-      const T* from = grads + row * p_.grad.stride_h + col;
+      const Stored* from = grads + row * p_.grad.stride_h + col;
 #pragma GCC unroll 3
       for (int k = 0; k < Cols; ++k) {
         const int64_t x = col * Step + grid_.col(first_col + k);
@@ -244,10 +245,10 @@ class DepthwiseGradRows {
     }
   }
 
-  const WeightGradProblem<T>& p_;
+  const WeightGradProblem<Stored>& p_;
   const Sweep& sweep_;
   TapGrid grid_;
-  PreparedPlane<T> prepared_;
+  PreparedPlane<Stored> prepared_;
 };
 
 }  // namespace

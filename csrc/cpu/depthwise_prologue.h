@@ -11,24 +11,26 @@ namespace groupconv::cpu {
 namespace {
 
 // Some lattice rows, and the channel that they are made from: in the image or in scratch.
-template <class T>
+template <class Stored>
 struct Band {
-  const T* plane;  // the channel's first pixel
+  const Stored* plane;  // the channel's first pixel
   int64_t stride_h;
   int64_t first_row, end_row;
 };
 
-template <class T>
+template <class Stored>
 class PreparedPlane {
+  using T = compute_t<Stored>;
+
  public:
-  PreparedPlane(const Image<const T>& image, const Prologue<T>& prologue, const Sweep& sweep,
+  PreparedPlane(const Image<const Stored>& image, const Prologue<T>& prologue, const Sweep& sweep,
                 const TapGrid& grid)
       : image_(image), prologue_(prologue), sweep_(sweep), grid_(grid) {
     constexpr int64_t l1_share = 24 << 10;
     constexpr int64_t unit = 4;  // no tile of the kernels has more rows
-    pitch_ = row_distance<T>(image.width);
+    pitch_ = row_distance<Stored>(image.width);
     reach_ = grid.rows > 0 ? grid.row(grid.rows - 1) - grid.row(0) + 1 : 0;
-    const int64_t fit = l1_share / static_cast<int64_t>(sizeof(T)) / pitch_ - reach_;
+    const int64_t fit = l1_share / static_cast<int64_t>(sizeof(Stored)) / pitch_ - reach_;
     // Not so few that mostly the rows between two bands were made, twice.
     const int64_t least = divide_up(larger(fit, 3 * reach_), sweep.source_step_h);
     band_ = prologue ? smaller(divide_up(larger(least, unit), unit) * unit, sweep.rows) : sweep.rows;
@@ -37,13 +39,13 @@ class PreparedPlane {
   int64_t size() const { return prologue_ ? ((band_ - 1) * sweep_.source_step_h + reach_) * pitch_ : 0; }
 
   // The band of an image's channel that begins with lattice row `row`.
-  GROUPCONV_INLINE Band<T> band(int64_t n, int64_t channel, int64_t row, T* scratch) const {
+  GROUPCONV_INLINE Band<Stored> band(int64_t n, int64_t channel, int64_t row, Stored* scratch) const {
     if (!prologue_) return {image_.at(n, channel, 0, 0), image_.stride_h, 0, sweep_.rows};
     return prepare(n, channel, row, scratch);
   }
 
  private:
-  Band<T> prepare(int64_t n, int64_t channel, int64_t row, T* scratch) const {
+  Band<Stored> prepare(int64_t n, int64_t channel, int64_t row, Stored* scratch) const {
     const Affine<T> affine = affine_of(prologue_, channel);
     const int64_t end_row = smaller(row + band_, sweep_.rows);
     const int64_t top = row * sweep_.source_step_h + grid_.row(0);
@@ -54,7 +56,7 @@ class PreparedPlane {
     return {scratch - top * pitch_, pitch_, row, end_row};
   }
 
-  const Image<const T>& image_;
+  const Image<const Stored>& image_;
   const Prologue<T>& prologue_;
   const Sweep& sweep_;
   const TapGrid& grid_;
@@ -102,7 +104,7 @@ class PreparedRows {
 
  private:
   GROUPCONV_INLINE void prepare(const Stored* from, Stored* to) const {
-    if constexpr (__is_same(Stored, T)) {
+    if constexpr (in_vectors<Stored>) {
       prepare_pixel(prologue_, from, to, channels_);
     } else {
       const T low = lowest(prologue_);

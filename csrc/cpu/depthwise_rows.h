@@ -18,8 +18,9 @@
 namespace groupconv::cpu {
 namespace {
 
-template <class T>
+template <class Stored>
 class DepthwiseRows {
+  using T = compute_t<Stored>;
   using V_ = Vec<T>;
   using Mask = typename V_::Mask;
   static constexpr int lanes = V_::lanes;
@@ -27,7 +28,7 @@ class DepthwiseRows {
   static constexpr int tile_vectors = vector_registers == 32 ? 2 : 1;
 
  public:
-  explicit DepthwiseRows(const ConvolveProblem<T>& problem)
+  explicit DepthwiseRows(const ConvolveProblem<Stored>& problem)
       : p_(problem),
         sweep_(*problem.sweep),
         grid_(sweep_),
@@ -37,7 +38,7 @@ class DepthwiseRows {
     strips_ = goes_down_strips(sweep_);
   }
 
-  static bool suits(const ConvolveProblem<T>& p) {
+  static bool suits(const ConvolveProblem<Stored>& p) {
     return !p.source.channels_last() && !p.dest.channels_last() && is_clamp(p.activation) &&
            p.dest.stride_w == 1 && (p.source.stride_w == 1 || p.source.width == 1) &&
            p.sweep->source_step_w <= 2;
@@ -66,7 +67,7 @@ class DepthwiseRows {
  private:
   struct Tables {
     uint32_t* inside;  // [vector][column of the window]: which of the source pixels of a load exist
-    T* zeros;          // an image row outside the image
+    Stored* zeros;     // an image row outside the image
     T* weight;         // [source][column][row], of one destination channel
   };
   // A destination channel and the source channels that it sums, or the rows of it that are made from the one
@@ -75,7 +76,7 @@ class DepthwiseRows {
     int64_t n, dest;
     const int32_t* sources;
     int64_t count;
-    Band<T> band;
+    Band<Stored> band;
   };
 
   // Channels that are to go down strips, made some at a time: all that wait have the same rows.
@@ -84,7 +85,7 @@ class DepthwiseRows {
     Strips(const DepthwiseRows& of, int64_t n, const uint32_t* inside)
         : of_(of), dest_stride_(of.p_.dest.stride_c), n_(n), inside_(inside) {
       if (!of.strips_) return;
-      const ConvolveProblem<T>& p = of.p_;
+      const ConvolveProblem<Stored>& p = of.p_;
       halves_ = of.sweep_.cols <= half_lanes<T>;
       at_once_ = halves_ ? 2 * strips_at_once : strips_at_once;
       for (int64_t t = 0; t < 9; ++t) taps_[t] = of.grid_.weight(t / 3, t % 3);
@@ -97,8 +98,8 @@ class DepthwiseRows {
     }
 
     // The rows of all channels that are added from now on.
-    void take(const Band<T>& band) {
-      const ConvolveProblem<T>& p = of_.p_;
+    void take(const Band<Stored>& band) {
+      const ConvolveProblem<Stored>& p = of_.p_;
       const int64_t y = band.first_row * of_.sweep_.dest_step_h + of_.sweep_.dest_origin_h;
       const int64_t x = of_.sweep_.dest_origin_w;
       dest_ = p.dest.at(n_, 0, y, x);
@@ -109,8 +110,8 @@ class DepthwiseRows {
       begin_ = job_.first_row * band.stride_h + of_.grid_.col(0);
     }
 
-    GROUPCONV_INLINE void add(const T* plane, const T* weight, int64_t dest) {
-      StripChannel<T>& strip = waiting_[count_];
+    GROUPCONV_INLINE void add(const Stored* plane, const T* weight, int64_t dest) {
+      StripChannel<Stored>& strip = waiting_[count_];
       const int64_t at = dest * dest_stride_;
       strip.source = plane + begin_;
       strip.weight = weight;
@@ -140,11 +141,11 @@ class DepthwiseRows {
     int64_t dest_stride_, n_;
     const uint32_t* inside_;
     int64_t taps_[9];
-    T* dest_ = nullptr;
-    const T* residual_ = nullptr;
+    Stored* dest_ = nullptr;
+    const Stored* residual_ = nullptr;
     int64_t begin_ = 0;
     StripJob<T> job_{};
-    StripChannel<T> waiting_[2 * strips_at_once];
+    StripChannel<Stored> waiting_[2 * strips_at_once];
     int64_t count_ = 0, at_once_ = 1;
     bool halves_ = false;
   };
@@ -160,15 +161,15 @@ class DepthwiseRows {
     }
     Workspace space;
     space.plan<uint32_t>(vectors * grid_.cols);
-    space.plan<T>(p_.source.width);
+    space.plan<Stored>(p_.source.width);
     space.plan<T>(most_sources * taps);
-    space.plan<T>(prepared_.size());
+    space.plan<Stored>(prepared_.size());
     space.open();
     Tables tables{};
     tables.inside = space.take<uint32_t>(vectors * grid_.cols);
-    tables.zeros = space.take<T>(p_.source.width);
+    tables.zeros = space.take<Stored>(p_.source.width);
     tables.weight = space.take<T>(most_sources * taps);
-    T* prepared = space.take<T>(prepared_.size());
+    Stored* prepared = space.take<Stored>(prepared_.size());
     fill_zero(tables.zeros, p_.source.width);
     for (int64_t v = 0; v < vectors; ++v) {
       for (int64_t j = 0; j < grid_.cols; ++j) {
@@ -178,7 +179,7 @@ class DepthwiseRows {
       }
     }
     Strips strips(*this, n, tables.inside);
-    const T* const image = p_.source.at(n, 0, 0, 0);
+    const Stored* const image = p_.source.at(n, 0, 0, 0);
     const ChannelLists& inputs = partition.inputs;
     const ChannelLists& outputs = partition.outputs;
     for (int64_t g = first; g < end; ++g) {
@@ -204,9 +205,9 @@ class DepthwiseRows {
 
   // A group's outputs, band after band of what its input is after the prologue.
   void run_bands(int64_t n, const int32_t& input, const int32_t* output, int64_t count, const T* weight,
-                 T* prepared, Strips& strips, const Tables& tables) const {
+                 Stored* prepared, Strips& strips, const Tables& tables) const {
     for (int64_t row = 0; row < sweep_.rows && count > 0;) {
-      const Band<T> band = prepared_.band(n, input, row, prepared);
+      const Band<Stored> band = prepared_.band(n, input, row, prepared);
       if (strips_) strips.take(band);
       for (int64_t j = 0; j < count; ++j) {
         if (strips_) {
@@ -281,10 +282,10 @@ class DepthwiseRows {
     const int64_t taps_across = grid_.cols, taps_down = grid_.rows, apart = grid_.col_step;
     constexpr int source_rows = StepH * (R - 1) + Height;
     for (int64_t s = 0; s < channel.count; ++s) {
-      const T* plane =
+      const Stored* plane =
           channel.band.plane ? channel.band.plane : p_.source.at(channel.n, channel.sources[s], 0, 0);
       for (int64_t top = 0; top < grid_.rows; top += Height) {
-        const T* rows[source_rows];
+        const Stored* rows[source_rows];
         list_rows<source_rows>(plane, channel.band.stride_h, tables.zeros,
                                row * sweep_.source_step_h + grid_.row(top), rows);
         const T* taps = weight + top;
@@ -317,9 +318,9 @@ class DepthwiseRows {
   }
 
   template <int Count>
-  GROUPCONV_INLINE void list_rows(const T* plane, int64_t stride, const T* zeros, int64_t first,
-                                  const T* (&rows)[Count]) const {
-    const T* row = plane + first * stride;
+  GROUPCONV_INLINE void list_rows(const Stored* plane, int64_t stride, const Stored* zeros, int64_t first,
+                                  const Stored* (&rows)[Count]) const {
+    const Stored* row = plane + first * stride;
     if (first >= 0 && first + Count <= p_.source.height) {
 #pragma GCC unroll 13
       for (int i = 0; i < Count; ++i) rows[i] = row + i * stride;
@@ -336,8 +337,8 @@ class DepthwiseRows {
                               const V_ (&sums)[R][V]) const {
     const int64_t y = row * sweep_.dest_step_h + sweep_.dest_origin_h;
     const int64_t x = col * sweep_.dest_step_w + sweep_.dest_origin_w;
-    T* dest = p_.dest.at(channel.n, channel.dest, y, x);
-    const T* residual = p_.residual.data ? p_.residual.at(channel.n, channel.dest, y, x) : nullptr;
+    Stored* dest = p_.dest.at(channel.n, channel.dest, y, x);
+    const Stored* residual = p_.residual.data ? p_.residual.at(channel.n, channel.dest, y, x) : nullptr;
     const int64_t row_stride = sweep_.dest_step_h * p_.dest.stride_h;
     const int64_t last = smaller<int64_t>(sweep_.cols - col - (V - 1) * lanes, lanes);
     if (plain_ && row + R <= sweep_.rows && last > 0) {
@@ -370,16 +371,16 @@ class DepthwiseRows {
         } else {
           T pixels[lanes];
           sum.store(pixels);
-          for (int64_t i = 0; i < count; ++i) dest[at + i * sweep_.dest_step_w] = pixels[i];
+          for (int64_t i = 0; i < count; ++i) narrow(pixels[i], dest[at + i * sweep_.dest_step_w]);
         }
       }
     }
   }
 
-  const ConvolveProblem<T>& p_;
+  const ConvolveProblem<Stored>& p_;
   const Sweep& sweep_;
   TapGrid grid_;
-  PreparedPlane<T> prepared_;
+  PreparedPlane<Stored> prepared_;
   ClampRange<T> range_;
   bool plain_;   // sums are stored as they are
   bool strips_;  // 3×3 with stride 1

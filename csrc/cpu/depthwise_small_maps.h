@@ -12,8 +12,9 @@
 namespace groupconv::cpu {
 namespace {
 
-template <class T>
+template <class Stored>
 class SmallMaps {
+  using T = compute_t<Stored>;
   static constexpr int64_t most_pixels = 256;
   static constexpr int64_t least_channels = 2 * Vec<T>::lanes;
 
@@ -26,17 +27,17 @@ class SmallMaps {
   static bool pays(int64_t width, int64_t window_area) { return width <= 8 || window_area >= 25; }
 
   // One image, [pixel][channel].
-  template <class Element>
-  static Image<Element> copy_of(const Image<Element>& like, Element* memory, int64_t channels) {
+  template <class Element, class Like>
+  static Image<Element> copy_of(const Image<Like>& like, Element* memory, int64_t channels) {
     return {memory, 1, channels, like.height, like.width, 0, 1, like.width * channels, channels};
   }
-  static void copy_in(const Image<const T>& images, int64_t n, const int32_t* channels, int64_t count,
+  static void copy_in(const Image<const Stored>& images, int64_t n, const int32_t* channels, int64_t count,
                       T* memory) {
     transpose_rows([&](int64_t i) GROUPCONV_INLINE_LAMBDA { return images.at(n, channels[i], 0, 0); }, count,
                    images.height * images.width,
                    [&](int64_t p) GROUPCONV_INLINE_LAMBDA { return memory + p * count; });
   }
-  static void copy_out(const T* memory, const Image<T>& images, int64_t n, const int32_t* channels,
+  static void copy_out(const T* memory, const Image<Stored>& images, int64_t n, const int32_t* channels,
                        int64_t count) {
     transpose_rows([&](int64_t p) GROUPCONV_INLINE_LAMBDA { return memory + p * count; },
                    images.height * images.width, count,
@@ -58,27 +59,28 @@ struct GroupCut {
   }
 };
 
-template <class T>
+template <class Stored>
 class DepthwiseSmallMaps {
-  using Maps = SmallMaps<T>;
+  using T = compute_t<Stored>;
+  using Maps = SmallMaps<Stored>;
 
  public:
-  explicit DepthwiseSmallMaps(const ConvolveProblem<T>& problem)
+  explicit DepthwiseSmallMaps(const ConvolveProblem<Stored>& problem)
       : p_(problem),
         source_pixels_(p_.source.height * p_.source.width),
         dest_pixels_(p_.dest.height * p_.dest.width),
         cut_(*p_.partition, Vec<T>::lanes, (p_.transposed ? dest_pixels_ : source_pixels_) * size,
              (p_.transposed ? source_pixels_ : dest_pixels_) * size) {}
 
-  static bool suits(const ConvolveProblem<T>& p, const Depthwise& depthwise) {
+  static bool suits(const ConvolveProblem<Stored>& p, const Depthwise& depthwise) {
     const Sweep& sweep = *p.sweep;
     if (p.residual.data || sweep.dest_step_h != 1 || sweep.dest_step_w != 1) return false;
     if (sweep.rows != p.dest.height || sweep.cols != p.dest.width) return false;
     if (!Maps::suits(p.source) || !Maps::suits(p.dest)) return false;
     if (!Maps::pays(p.dest.width, p.window_area)) return false;
-    ConvolveProblem<T> part = p;
+    ConvolveProblem<Stored> part = p;
     part.source.stride_c = part.dest.stride_c = 1;
-    return DepthwiseChannels<T>::suits(part, depthwise);
+    return DepthwiseChannels<Stored>::suits(part, depthwise);
   }
 
   void run() const {
@@ -118,12 +120,15 @@ class DepthwiseSmallMaps {
     T* shift = space.take<T>(sources);
     T* bias = space.take<T>(dests);
 
-    ConvolveProblem<T> part = p_;
+    ConvolveProblem<T> part;
     part.source = Maps::template copy_of<const T>(p_.source, source, sources);
     part.dest = Maps::template copy_of<T>(p_.dest, dest, dests);
-    part.partition = &view;
     part.weight = p_.weight + groups.first_weight * p_.window_area;
-    part.threads = {};
+    part.partition = &view;
+    part.transposed = p_.transposed;
+    part.window_area = p_.window_area;
+    part.sweep = p_.sweep;
+    part.activation = p_.activation;
     if (p_.prologue) {
       for (int64_t i = 0; i < sources; ++i) {
         scale[i] = p_.prologue.scale[from[i]];
@@ -140,28 +145,29 @@ class DepthwiseSmallMaps {
     Maps::copy_out(dest, p_.dest, n, to, dests);
   }
 
-  const ConvolveProblem<T>& p_;
+  const ConvolveProblem<Stored>& p_;
   int64_t source_pixels_, dest_pixels_;
   GroupCut cut_;
 };
 
-template <class T>
+template <class Stored>
 class DepthwiseGradSmallMaps {
-  using Maps = SmallMaps<T>;
+  using T = compute_t<Stored>;
+  using Maps = SmallMaps<Stored>;
 
  public:
-  explicit DepthwiseGradSmallMaps(const WeightGradProblem<T>& problem)
+  explicit DepthwiseGradSmallMaps(const WeightGradProblem<Stored>& problem)
       : p_(problem),
         input_pixels_(p_.input.height * p_.input.width),
         grad_pixels_(p_.grad.height * p_.grad.width),
         cut_(*p_.partition, Vec<T>::lanes, input_pixels_ * size, grad_pixels_ * size) {}
 
-  static bool suits(const WeightGradProblem<T>& p, const Depthwise& depthwise) {
+  static bool suits(const WeightGradProblem<Stored>& p, const Depthwise& depthwise) {
     if (!Maps::suits(p.input) || !Maps::suits(p.grad)) return false;
     if (!Maps::pays(p.grad.width, p.window_area)) return false;
-    WeightGradProblem<T> part = p;
+    WeightGradProblem<Stored> part = p;
     part.input.stride_c = part.grad.stride_c = 1;
-    return DepthwiseGradChannels<T>::suits(part, depthwise);
+    return DepthwiseGradChannels<Stored>::suits(part, depthwise);
   }
 
   void run() const {
@@ -192,13 +198,15 @@ class DepthwiseGradSmallMaps {
     T* scale = space.take<T>(view.in_channels);
     T* shift = space.take<T>(view.in_channels);
 
-    WeightGradProblem<T> part = p_;
+    WeightGradProblem<T> part;
     part.input = Maps::template copy_of<const T>(p_.input, input, view.in_channels);
     part.grad = Maps::template copy_of<const T>(p_.grad, grad, view.out_channels);
+    part.weight_grad =
+        p_.weight_grad + (slice * p_.partition->entries() + groups.first_weight) * p_.window_area;
     part.partition = &view;
-    part.weight_grad += (slice * p_.partition->entries() + groups.first_weight) * p_.window_area;
-    part.slices = 1;
-    part.threads = {};
+    part.window_area = p_.window_area;
+    part.sweep = p_.sweep;
+    part.whole = p_.whole;
     if (p_.prologue) {
       for (int64_t i = 0; i < view.in_channels; ++i) {
         scale[i] = p_.prologue.scale[groups.inputs[i]];
@@ -211,7 +219,7 @@ class DepthwiseGradSmallMaps {
     DepthwiseGradChannels<T>(part, Depthwise(view)).run();
   }
 
-  const WeightGradProblem<T>& p_;
+  const WeightGradProblem<Stored>& p_;
   int64_t input_pixels_, grad_pixels_;
   GroupCut cut_;
 };

@@ -28,13 +28,14 @@ struct StripJob {
   ClampRange<T> range;
 };
 
-template <class T>
+template <class Stored>
 struct StripChannel {
-  const T* source;  // first_row, at the window's first column; may be no pixel of the image
+  using T = compute_t<Stored>;
+  const Stored* source;  // first_row, at the window's first column; may be no pixel of the image
   const T* weight;
   T start;
-  T* dest;
-  const T* residual;  // at dest's strides; null for all channels or for none
+  Stored* dest;
+  const Stored* residual;  // at dest's strides; null for all channels or for none
 };
 
 constexpr bool has_halves = vector_registers == 32;
@@ -54,8 +55,14 @@ class WholeLanes {
 
   static Mask mask(uint32_t bits) { return V_::from_bits(bits); }
   static GROUPCONV_INLINE V_ broadcast(const T* a, const T*) { return V_::broadcast(*a); }
-  static GROUPCONV_INLINE V_ load(const T* a, const T*, Mask m) { return V_::load(a, m); }
-  static GROUPCONV_INLINE void store(V_ x, T* a, T*, Mask m) { x.store(a, m); }
+  template <class Stored>
+  static GROUPCONV_INLINE V_ load(const Stored* a, const Stored*, Mask m) {
+    return V_::load(a, m);
+  }
+  template <class Stored>
+  static GROUPCONV_INLINE void store(V_ x, Stored* a, Stored*, Mask m) {
+    x.store(a, m);
+  }
 };
 
 #if defined(__AVX512F__)
@@ -81,22 +88,31 @@ class HalfLanes {
     _mm256_mask_storeu_ps(a, m, _mm512_castps512_ps256(x.v));
     _mm256_mask_storeu_ps(b, m, _mm512_extractf32x8_ps(x.v, 1));
   }
+  static GROUPCONV_INLINE V_ load(const BFloat16* a, const BFloat16* b, Mask m) {
+    return V_::widened(_mm256_inserti128_si256(_mm256_castsi128_si256(_mm_maskz_loadu_epi16(m, a)),
+                                               _mm_maskz_loadu_epi16(m, b), 1));
+  }
+  static GROUPCONV_INLINE void store(V_ x, BFloat16* a, BFloat16* b, Mask m) {
+    const __m256i words = x.rounded();
+    _mm_mask_storeu_epi16(a, m, _mm256_castsi256_si128(words));
+    _mm_mask_storeu_epi16(b, m, _mm256_extracti128_si256(words, 1));
+  }
 };
 #endif
 
-template <class T, class Lanes, int Strips, bool Plain>
-void run_strips(const StripJob<T>& job, const StripChannel<T>* channel) {
+template <class Lanes, int Strips, bool Plain, class T, class Stored>
+void run_strips(const StripJob<T>& job, const StripChannel<Stored>* channel) {
   using V_ = Vec<T>;
   constexpr int window = 3;
   constexpr int second = Lanes::channels - 1;  // channel in a vector
   V_ w[Strips][window][window], start[Strips];
-  const T* source[Strips][2];
-  T* dest[Strips][2];
-  const T* residual[Strips][2];
+  const Stored* source[Strips][2];
+  Stored* dest[Strips][2];
+  const Stored* residual[Strips][2];
 #pragma GCC unroll 2
   for (int s = 0; s < Strips; ++s) {
-    const StripChannel<T>& a = channel[s * Lanes::channels];
-    const StripChannel<T>& b = channel[s * Lanes::channels + second];
+    const StripChannel<Stored>& a = channel[s * Lanes::channels];
+    const StripChannel<Stored>& b = channel[s * Lanes::channels + second];
     start[s] = Lanes::broadcast(&a.start, &b.start);
     source[s][0] = a.source, source[s][1] = b.source;
     dest[s][0] = a.dest, dest[s][1] = b.dest;
@@ -159,31 +175,30 @@ void run_strips(const StripJob<T>& job, const StripChannel<T>* channel) {
   }
 }
 
-template <class T, class Lanes, int Strips>
-void run_strips(const StripJob<T>& job, const StripChannel<T>* channel) {
-  if (channel->residual || job.clamped) return run_strips<T, Lanes, Strips, false>(job, channel);
-  run_strips<T, Lanes, Strips, true>(job, channel);
+template <class Lanes, int Strips, class T, class Stored>
+void run_strips(const StripJob<T>& job, const StripChannel<Stored>* channel) {
+  if (channel->residual || job.clamped) return run_strips<Lanes, Strips, false>(job, channel);
+  run_strips<Lanes, Strips, true>(job, channel);
 }
 
 // `count` channels: up to one for each strip, or two where they share vectors, which no row may overflow then. There
 // is place for one more.
-template <class T>
-void run_strips(const StripJob<T>& job, StripChannel<T>* channels, int64_t count,
+template <class T, class Stored>
+void run_strips(const StripJob<T>& job, StripChannel<Stored>* channels, int64_t count,
                 [[maybe_unused]] bool halves) {
 #if defined(__AVX512F__)
   if constexpr (__is_same(T, float)) {
     if (halves) {
       // One without a partner is computed twice.
       if (count % 2 == 1) channels[count] = channels[count - 1];
-      return count > 2 ? run_strips<T, HalfLanes, 2>(job, channels)
-                       : run_strips<T, HalfLanes, 1>(job, channels);
+      return count > 2 ? run_strips<HalfLanes, 2>(job, channels) : run_strips<HalfLanes, 1>(job, channels);
     }
   }
 #endif
   if constexpr (strips_at_once == 2) {
-    if (count == 2) return run_strips<T, WholeLanes<T>, 2>(job, channels);
+    if (count == 2) return run_strips<WholeLanes<T>, 2>(job, channels);
   }
-  run_strips<T, WholeLanes<T>, 1>(job, channels);
+  run_strips<WholeLanes<T>, 1>(job, channels);
 }
 
 }  // namespace

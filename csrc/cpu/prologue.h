@@ -48,16 +48,17 @@ GROUPCONV_INLINE void for_each_vector(int64_t count, const Element& element) {
 }
 
 // to[i] = x'(from[i]) for the pixels of a row; the two may be the same.
-template <class T>
-GROUPCONV_INLINE void prepare_row(const Affine<T>& affine, const T* from, T* to, int64_t count) {
+template <class T, class Stored>
+GROUPCONV_INLINE void prepare_row(const Affine<T>& affine, const Stored* from, Stored* to, int64_t count) {
   for_each_vector<T>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
     affine(Vec<T>::load(from + i, mask)).store(to + i, mask);
   });
 }
 
 // to[c] = x'(from[c]) for channels from the prologue's first on; the two may be the same.
-template <class T>
-GROUPCONV_INLINE void prepare_pixel(const Prologue<T>& prologue, const T* from, T* to, int64_t count) {
+template <class T, class Stored>
+GROUPCONV_INLINE void prepare_pixel(const Prologue<T>& prologue, const Stored* from, Stored* to,
+                                    int64_t count) {
   for_each_vector<T>(count, [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
     affine_at(prologue, c, mask)(Vec<T>::load(from + c, mask)).store(to + c, mask);
   });

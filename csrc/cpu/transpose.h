@@ -27,6 +27,16 @@ GROUPCONV_INLINE T element_of(Stored x) {
   }
 }
 
+// The same, or to a type that is stored.
+template <class S, class T>
+GROUPCONV_INLINE void convert(S x, T& to) {
+  if constexpr (__is_same(S, compute_t<T>)) {
+    narrow(x, to);
+  } else {
+    to = element_of<T>(x);
+  }
+}
+
 // Rows equally far apart.
 template <class S>
 struct SpacedRows {
@@ -129,6 +139,9 @@ GROUPCONV_INLINE __m128 load_four(const BFloat16* p) {
 // What is transposed in registers: 32 bits each.
 template <class T>
 constexpr bool transposes_vectors = __is_same(T, float) || __is_same(T, Pair<BFloat16>);
+// And rounded on the way out.
+template <class S, class T>
+constexpr bool rounds_vectors = __is_same(S, float) && __is_same(T, BFloat16) && in_vectors<T>;
 
 template <class Row>
 GROUPCONV_INLINE void load_parts(const Row& row, int i, __m256& m) {
@@ -167,6 +180,13 @@ GROUPCONV_INLINE void store_lanes(float* to, __m512 v) { _mm512_storeu_ps(to, v)
 GROUPCONV_INLINE void store_lanes(float* to, __m512 v, int64_t count) {
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
 }
+GROUPCONV_INLINE void store_lanes(BFloat16* to, __m512 v) { Vec<float>{v}.store(to); }
+GROUPCONV_INLINE void store_lanes(BFloat16* to, __m512 v, int64_t count) {
+  Vec<float>{v}.store(to, Vec<float>::first(count));
+}
+GROUPCONV_INLINE void store_lanes(BFloat16* to, __m256 v, int64_t count = 8) {
+  store_lanes(to, _mm512_castps256_ps512(v), count);
+}
 using LongRegister = __m512;
 #else
 GROUPCONV_INLINE void store_lanes(float* to, __m256 v, int64_t count) {
@@ -174,6 +194,11 @@ GROUPCONV_INLINE void store_lanes(float* to, __m256 v, int64_t count) {
 }
 using LongRegister = __m256;
 #endif
+
+template <class Register, class... Count>
+GROUPCONV_INLINE void store_lanes(Pair<BFloat16>* to, Register v, Count... count) {
+  store_lanes(reinterpret_cast<float*>(to), v, count...);
+}
 
 // Lane i of columns[c]: element c of row(i).
 template <class Register, class Row>
@@ -196,11 +221,10 @@ void transpose_strip(Strip strip, int64_t count, int64_t columns, To to) {
     load_columns(strip.rows(), column);
 #pragma GCC unroll 4
     for (int64_t i = 0; i < columns_at_once; ++i) {
-      float* run = reinterpret_cast<float*>(to(i));
       if constexpr (Whole) {
-        store_lanes(run, column[i]);
+        store_lanes(to(i), column[i]);
       } else {
-        store_lanes(run, column[i], count);
+        store_lanes(to(i), column[i], count);
       }
     }
     strip.move(columns_at_once);
@@ -231,9 +255,9 @@ constexpr bool transposes_vectors = false;
 // to(c)[r] = from(r)[c]
 template <class From, class To>
 GROUPCONV_INLINE void transpose_between(const From& from, int64_t rows, int64_t columns, const To& to) {
-  using T = std::remove_pointer_t<decltype(to(0))>;
 #if defined(__AVX2__)
-  if constexpr (transposes_vectors<T>) {
+  using T = element_t<decltype(to(0))>;
+  if constexpr (transposes_vectors<T> || rounds_vectors<element_t<decltype(from(0))>, T>) {
     if (columns >= columns_at_once) {
       for (int64_t r = 0; r < rows;) {
         r += rows - r <= 8 ? transpose_strip_at<__m256>(from, r, rows, columns, to)
@@ -244,7 +268,7 @@ GROUPCONV_INLINE void transpose_between(const From& from, int64_t rows, int64_t 
   }
 #endif
   for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t r = 0; r < rows; ++r) to(c)[r] = element_of<T>(from(r)[c]);
+    for (int64_t r = 0; r < rows; ++r) convert(from(r)[c], to(c)[r]);
   }
 }
 template <class From, class To>

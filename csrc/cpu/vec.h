@@ -77,6 +77,18 @@ struct Vec<float> {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded());
   }
   GROUPCONV_INLINE void store(BFloat16* p, Mask m) const { _mm256_mask_storeu_epi16(p, m, rounded()); }
+  // Elements 0, 2, 4, … of those that exist, of which there are twice as many as lanes.
+  static GROUPCONV_INLINE Vec load_even(const BFloat16* p, uint32_t exists) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_maskz_loadu_epi16(exists, p), 16))};
+  }
+  // p[index - 1] is read with every element but the first, and p[1] with that one.
+  static GROUPCONV_INLINE Vec gather(const BFloat16* p, const int32_t* index, Mask m) {
+    const __m512i at = _mm512_loadu_si512(index), one = _mm512_set1_epi32(1);
+    const __m512i before = _mm512_sub_epi32(_mm512_max_epi32(at, one), one);
+    const __m512i pairs = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), m, before, p, 2);
+    const __m512i words = _mm512_mask_slli_epi32(pairs, _mm512_testn_epi32_mask(at, at), pairs, 16);
+    return {_mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+  }
   GROUPCONV_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
   friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -102,10 +114,6 @@ struct Vec<float> {
   }
   friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {_mm512_max_ps(low.v, x.v)}; }
 
- private:
-  static GROUPCONV_INLINE const __m256i* as_words(const BFloat16* p) {
-    return reinterpret_cast<const __m256i*>(p);
-  }
   static GROUPCONV_INLINE Vec widened(__m256i words) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))};
   }
@@ -124,6 +132,11 @@ struct Vec<float> {
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(words, nan, _mm512_set1_epi32(0x7fc0)));
 #endif
+  }
+
+ private:
+  static GROUPCONV_INLINE const __m256i* as_words(const BFloat16* p) {
+    return reinterpret_cast<const __m256i*>(p);
   }
 };
 
@@ -399,6 +412,13 @@ GROUPCONV_INLINE void store_every_second(Vec<T> x, T* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[2 * i] = values[i];
   }
 }
+
+#if defined(__AVX512F__)
+GROUPCONV_INLINE void store_every_second(Vec<float> x, BFloat16* to, int64_t count) {
+  const auto spaced = static_cast<__mmask32>(0x55555555u & ((uint64_t{1} << 2 * count) - 1));
+  _mm512_mask_storeu_epi16(to, spaced, _mm512_cvtepu16_epi32(x.rounded()));
+}
+#endif
 
 // x where `by` is positive or NaN, zero elsewhere: as torch differentiates relu.
 template <class T>

@@ -12,14 +12,14 @@ namespace groupconv::cpu::GROUPCONV_ISA {
 template <class Stored>
 constexpr bool is_double = __is_same(Stored, double);
 template <class Stored>
-constexpr bool is_float = __is_same(Stored, float);
+constexpr bool has_all = !is_double<Stored> && in_vectors<Stored>;
 
 template <class Stored>
 bool Kernels<Stored>::depthwise(const ConvolveProblem<Stored>& problem) {
   if constexpr (!is_double<Stored>) {
     const Depthwise shape(*problem.partition);
     if (!shape.suits) return false;
-    if constexpr (is_float<Stored>) {
+    if constexpr (has_all<Stored>) {
       if (DepthwiseBands<Stored>::suits(problem, shape)) {
         DepthwiseBands<Stored>(problem, shape).run();
         return true;
@@ -29,7 +29,7 @@ bool Kernels<Stored>::depthwise(const ConvolveProblem<Stored>& problem) {
       DepthwiseChannels<Stored>(problem, shape).run();
       return true;
     }
-    if constexpr (is_float<Stored>) {
+    if constexpr (has_all<Stored>) {
       const bool in_rows = DepthwiseRows<Stored>::suits(problem);
       const bool in_strips = in_rows && DepthwiseRows<Stored>::goes_down_strips(*problem.sweep);
       if (!in_strips && DepthwiseSmallMaps<Stored>::suits(problem, shape)) {
@@ -47,7 +47,7 @@ bool Kernels<Stored>::depthwise(const ConvolveProblem<Stored>& problem) {
 
 template <class Stored>
 bool Kernels<Stored>::depthwise_grad(const WeightGradProblem<Stored>& problem) {
-  if constexpr (is_float<Stored>) {
+  if constexpr (has_all<Stored>) {
     const Depthwise shape(*problem.partition);
     if (!shape.suits) return false;
     if (DepthwiseGradChannels<Stored>::suits(problem, shape)) {

@@ -91,6 +91,55 @@ def test_epilogues(layout: str, activation: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3, 5), (5, 5)], ids=str)
+@pytest.mark.parametrize("name", ["odd counts", "in order, even", "in order, odd"])
+def test_a_weight_wherever_and_however_it_lies(
+    name: str, kernel: tuple[int, int], layout: str
+) -> None:
+    """Two windows of a vector at once or tap by tap, where it is stored or widened before."""
+    partition = PARTITIONS[name]
+    geometry = Geometry((8, 11), kernel, padding=(2, 2, 2, 2))
+    x, weight, _ = tensors(partition, geometry, dtype=torch.bfloat16)
+    x = LAYOUTS[layout](x)
+    check_convolution(partition, geometry, x, weight, grad_layout=LAYOUTS[layout])
+    moved = torch.empty(weight.numel() + 1, dtype=weight.dtype)[1:].view_as(weight).copy_(weight)
+    scattered = weight.repeat_interleave(2, dim=2)[:, :, ::2]
+    assert not scattered.is_contiguous()
+    window = window_of(geometry)
+    expected, *others = (
+        NATIVE.convolve(x, each, None, None, partition, window, "none")
+        for each in (weight, moved, scattered)
+    )
+    for other in others:
+        assert torch.equal(expected, other)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("name", ["in order, even", "few channels each", "odd, full lanes"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (5, 13)], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_sum_and_residual_are_rounded_once(
+    kernel: int, size: tuple[int, int], name: str, layout: str
+) -> None:
+    """1 + 1/256 lies half-way between two numbers; what is added afterwards decides."""
+    partition, pad = PARTITIONS[name], kernel // 2
+    geometry = Geometry(size, (kernel, kernel), padding=(pad, pad, pad, pad))
+    first = [inputs[0] for inputs in partition.inputs]
+    second = [inputs[1] for inputs in partition.inputs]
+    x = torch.zeros(2, partition.in_channels, *size, dtype=torch.bfloat16)
+    x[:, first], x[:, second] = 1, 1 / 256
+    weight = torch.zeros(partition.entries, kernel, kernel, dtype=torch.bfloat16)
+    weight[:, pad, pad] = 1
+    residual = torch.full((2, partition.out_channels, *size), 2**-12, dtype=torch.bfloat16)
+    window = window_of(geometry)
+    y = NATIVE.convolve(
+        LAYOUTS[layout](x), weight, None, LAYOUTS[layout](residual), partition, window, "none"
+    )
+    written = [channel for outputs in partition.outputs for channel in outputs]
+    assert (y[:, written] == 1 + 1 / 128).all()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @pytest.mark.parametrize("geometry", [GEOMETRIES["3×3"], Geometry((9, 13))], ids=str)
 def test_the_same_bits_on_any_number_of_threads(geometry: Geometry, layout: str) -> None:
     partition = PARTITIONS["odd, full lanes"]

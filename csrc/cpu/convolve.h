@@ -9,10 +9,6 @@
 // If neither side is whole, groups are work items of their own.
 #pragma once
 
-#include "cpu/convolve_lanes.h"
-#include "cpu/convolve_pixels.h"
-#include "cpu/convolve_streamed.h"
-#include "cpu/convolve_turned.h"
 #include "cpu/isa/entry.h"
 #include "cpu/multiply.h"
 #include "cpu/weights.h"
@@ -26,6 +22,7 @@ class Convolution {
   using T = compute_t<Stored>;
   static constexpr bool computes_as_stored = __is_same(Stored, T);
   static constexpr bool in_pairs = channels_in<Operand> == 2;
+  using Out = std::conditional_t<in_vectors<Stored>, Stored, T>;  // what registers are stored as to an image
 
  public:
   explicit Convolution(const ConvolveProblem<Stored>& problem)
@@ -41,7 +38,8 @@ class Convolution {
     source_direct_ = computes_as_stored && !p_.prologue && is_one_row(sweep_, p_.source);
     source_whole_ = p_.source.channels_last();
     dest_whole_ = p_.dest.channels_last() || accumulate_;
-    const bool dest_flat = computes_as_stored && !dest_whole_ && p_.dest.stride_w == 1 && p_.dest.flat() &&
+    const bool writes_stored = computes_as_stored || (__is_same(Out, Stored) && !p_.coarse);
+    const bool dest_flat = writes_stored && !dest_whole_ && p_.dest.stride_w == 1 && p_.dest.flat() &&
                            sweep_.dest_step_h == 1 && sweep_.dest_step_w == 1 && is_clamp(p_.activation);
     dest_direct_ = dest_flat && (sweep_.halo_cols == 0 || sweep_.rows == 1);
     clear_sums_ = dest_whole_ && p_.transposed && (accumulate_ || !p_.partition->inputs_complete);
@@ -52,10 +50,8 @@ class Convolution {
     shared_ = p_.coarse ? groups_ : 0;
     const int64_t read = p_.source.batch * p_.source.channels * p_.source.height * p_.source.width;
     fetches_next_ = source_direct_ && 2 * read * static_cast<int64_t>(sizeof(Stored)) >= caches().own;
-    if constexpr (computes_as_stored) {
-      const int64_t depth = p_.partition->entries() * taps_ / larger(p_.dest.channels, int64_t{1});
-      if (dest_direct_ && shared_ == 0) stores_ = stores_to(p_.dest, depth);
-    }
+    const int64_t depth = p_.partition->entries() * taps_ / larger(p_.dest.channels, int64_t{1});
+    if (dest_direct_ && shared_ == 0) stores_ = stores_to(p_.dest, depth);
     staged_ = source_direct_ ? 0 : operands_for<Operand>(source_whole_ ? p_.source.channels : most_sources_);
     dest_gaps_ = has_compress && dest_flat && !dest_direct_ && tiling(0, 1).across == 1;
     dest_direct_ = dest_direct_ || dest_gaps_;
@@ -76,8 +72,12 @@ class Convolution {
     const Gaps gaps(*this, tiles.tile(sweep_, 0));
     for_each_item(p_.threads, units * tiles.count, [&](int64_t item) {
       const int64_t first = item / tiles.count * groups_at_once;
-      run_tile(weights, gaps, first / groups_, tiles.tile(sweep_, item % tiles.count), first % groups_,
-               groups_at_once);
+      const Tile tile = tiles.tile(sweep_, item % tiles.count);
+      if (dest_direct_) {
+        run_tile<Out>(weights, gaps, first / groups_, tile, first % groups_, groups_at_once);
+      } else {
+        run_tile<T>(weights, gaps, first / groups_, tile, first % groups_, groups_at_once);
+      }
     });
   }
 
@@ -146,6 +146,8 @@ class Convolution {
            p_.source.stride_c % Vec<T>::lanes != 0;
   }
 
+  // `To`: of what the rows are that are written, the image's or sums.
+  template <class To>
   void run_tile(const Weights<Stored, Operand>& weights, const Gaps& gaps, int64_t n, const Tile& tile,
                 int64_t first_group, int64_t group_count) const {
     const PlaneShape shape(sweep_, tile);
@@ -164,8 +166,8 @@ class Convolution {
     space.plan<Operand>(copies_tiles() ? depth * tile_width<Operand> : 0);
     space.plan<const Operand*>(copies_tiles() ? depth : 0);
     space.plan<const Operand*>(fetches_next_ ? depth : 0);
-    space.plan<T*>(rows);
-    space.plan<const T*>(rows);
+    space.plan<To*>(rows);
+    space.plan<const To*>(rows);
     space.plan<T>(rows);
     space.open();
     Operand* staged = space.take<Operand>(staged_ * source_distance);
@@ -176,8 +178,8 @@ class Convolution {
     Operand* copy = space.take<Operand>(copies_tiles() ? depth * tile_width<Operand> : 0);
     const Operand** copied = space.take<const Operand*>(copies_tiles() ? depth : 0);
     const Operand** next = space.take<const Operand*>(fetches_next_ ? depth : 0);
-    T** dests = space.take<T*>(rows);
-    const T** residuals = space.take<const T*>(rows);
+    To** dests = space.take<To*>(rows);
+    const To** residuals = space.take<const To*>(rows);
     T* bias = space.take<T>(rows);
 
     if (source_whole_)
@@ -185,7 +187,7 @@ class Convolution {
             shape.size, p_.prologue);
     if (clear_sums_) fill_zero(sums, summed_ * sum_distance);
 
-    MultiplyJob<Operand> job{};
+    MultiplyJob<Operand, To> job{};
     job.sources = sources;
     job.steps = steps;
     job.columns = columns;
@@ -234,21 +236,24 @@ class Convolution {
       return next;
     };
 
+    // Where the sums of a channel go: to the image, or to where its sums are kept.
+    const auto row_of = [&](const Image<Stored>& image, int64_t channel, [[maybe_unused]] T* kept) -> To* {
+      if constexpr (__is_same(To, T)) {
+        if (!dest_direct_) return kept;
+      }
+      return direct<To>(image, n, tile) + channel * image.stride_c;
+    };
+
     // Where a channel goes that every group makes one of.
     const auto shared_row = [&](int64_t g) {
-      if (dest_direct_) return direct<T>(p_.shared, n, tile) + g * p_.shared.stride_c;
-      return sums + (p_.dest.channels + g) * sum_distance;
+      return row_of(p_.shared, g, sums + (p_.dest.channels + g) * sum_distance);
     };
 
     // Fills `dests` and `bias` with where the sums of some channels go and begin.
     const auto list_dests = [&](const int32_t* to, int64_t count) {
       for (int64_t r = 0; r < count; ++r) {
         const int64_t channel = to ? to[r] : r;
-        if (dest_direct_) {
-          dests[r] = direct<T>(p_.dest, n, tile) + channel * p_.dest.stride_c;
-        } else {
-          dests[r] = sums + (dest_whole_ ? channel : r) * sum_distance;
-        }
+        dests[r] = row_of(p_.dest, channel, sums + (dest_whole_ ? channel : r) * sum_distance);
         if (p_.bias) bias[r] = p_.bias[channel];
       }
       job.rows = count;
@@ -272,7 +277,7 @@ class Convolution {
       }
       if (dest_direct_ && p_.residual.data) {
         for (int64_t r = 0; r < dests_.count(g); ++r) {
-          residuals[r] = direct<const T>(p_.residual, n, tile) + to[r] * p_.residual.stride_c;
+          residuals[r] = direct<const To>(p_.residual, n, tile) + to[r] * p_.residual.stride_c;
         }
         job.residuals = residuals;
       }
@@ -284,7 +289,7 @@ class Convolution {
                 n);
       }
     }
-    if constexpr (!in_pairs) {
+    if constexpr (__is_same(Operand, To)) {
       if (shared_ > 0) {
         if (dest_direct_) {
           job.length = tile.rows * tile.cols;  // which follow each other in the images
@@ -337,53 +342,6 @@ class Convolution {
   int64_t staged_, summed_;  // channels that a tile keeps in scratch
   int64_t shared_;           // channels that every group makes one of and every output reads
 };
-
-// Three quarters of the places in pairs are taken at least.
-template <class Stored>
-bool fills_pairs(const Sides<Stored>& sides) {
-  int64_t channels = 0, places = 0;
-  for (int64_t g = 0; g < sides.groups; ++g) {
-    channels += sides.sources.count(g);
-    places += 2 * operands_for<Pair<Stored>>(sides.sources.count(g));
-  }
-  return 4 * channels >= 3 * places;
-}
-
-// False where pairs would be half empty, or cannot be made of what the images hold.
-template <class Stored>
-bool convolve_pairs(const ConvolveProblem<Stored>& problem) {
-  const Sides<Stored> sides(problem);
-  if (!fills_pairs(sides)) return false;
-  if (convolve_wide<Pair<Stored>>(problem)) return true;
-  if (problem.source.channels_last()) return false;
-  Convolution<Stored, Pair<Stored>>(problem).run();
-  return true;
-}
-
-// False as well where the weights do not stay in cache: lanes over channels read them once for a few pixels.
-template <class Stored>
-bool has_lanes_over_channels(const ConvolveProblem<Stored>& problem) {
-  using T = compute_t<Stored>;
-  if (LaneConvolution<Stored>::suits(problem)) return true;
-  const int64_t weights = problem.partition->entries() * problem.window_area;
-  if (weights * static_cast<int64_t>(sizeof(T)) > caches().own) return false;
-  if constexpr (Vec<T>::lanes > 1) return PixelConvolution<Stored, WideBlocks<Stored, T>>::suits(problem);
-  return false;
-}
-
-template <class Stored>
-void convolve(const ConvolveProblem<Stored>& problem) {
-  if (problem.coarse) return Convolution<Stored>(problem).run();
-  if (GROUPCONV_ISA::Kernels<Stored>::depthwise(problem)) return;
-  if constexpr (multiplies_stored<Stored>) {
-    if (!problem.prologue && convolve_pairs(problem)) return;
-  }
-  if (convolve_turned(problem)) return;
-  if (convolve_streamed(problem)) return;
-  if (convolve_pixels(problem)) return;
-  if (LaneConvolution<Stored>::suits(problem)) return LaneConvolution<Stored>(problem).run();
-  Convolution<Stored>(problem).run();
-}
 
 }  // namespace
 }  // namespace groupconv::cpu

@@ -65,14 +65,14 @@ struct Ahead {
 
 // After the pixels before `pixel` come those behind, and then the rows that are read next. Where nobody knows them, it is
 // likely what follows in memory: small images lie one behind the other.
-template <class T>
-Ahead<T> ahead_of(const MultiplyJob<T>& job, int64_t pixel, int64_t count) {
+template <class T, class Out>
+Ahead<T> ahead_of(const MultiplyJob<T, Out>& job, int64_t pixel, int64_t count) {
   if (pixel >= job.length && job.next) return {job.next, 0, count};
   return {job.sources, pixel, count};
 }
 
-template <class T, int R, int V>
-GROUPCONV_INLINE void clamp_sums(const MultiplyJob<T>& job, Vec<sum_t<T>> (&sums)[R][V]) {
+template <class T, int R, int V, class Out>
+GROUPCONV_INLINE void clamp_sums(const MultiplyJob<T, Out>& job, Vec<sum_t<T>> (&sums)[R][V]) {
   using Sum = Vec<sum_t<T>>;
   const Sum low = Sum::broadcast(job.low), high = Sum::broadcast(job.high);
 #pragma GCC unroll 8
@@ -83,9 +83,9 @@ GROUPCONV_INLINE void clamp_sums(const MultiplyJob<T>& job, Vec<sum_t<T>> (&sums
 }
 
 #if defined(__AVX512F__)
-template <class T, int R, int V, bool Tail>
-GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T>& job, Vec<sum_t<T>> (&sums)[R][V], int64_t row,
-                                         int64_t pixel, typename Vec<T>::Mask tail) {
+template <class T, int R, int V, bool Tail, class Out>
+GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T, Out>& job, Vec<sum_t<T>> (&sums)[R][V],
+                                         int64_t row, int64_t pixel, typename Vec<T>::Mask tail) {
   using Sum = Vec<sum_t<T>>;
   typename Sum::Mask taken[V], present[V];
   int64_t at[V];
@@ -117,16 +117,19 @@ GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T>& job, Vec<sum_t<T>
 }
 #endif
 
-template <class T, int R, int V, bool Tail>
-GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T>& job, const Strides& weight_rows,
+template <class Loaded, class Element>
+GROUPCONV_INLINE Loaded load_part(const Element* p, bool masked, typename Loaded::Mask mask) {
+  return masked ? Loaded::load(p, mask) : Loaded::load(p);
+}
+
+template <class T, int R, int V, bool Tail, class Out>
+GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T, Out>& job, const Strides& weight_rows,
                                     const TileSources<T>& where, int64_t row, int64_t pixel,
                                     typename Vec<T>::Mask tail, const Ahead<T>& ahead) {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
   constexpr int lanes = V_::lanes;
-  const auto load = [&]<class E>(const E* p, int v) GROUPCONV_INLINE_LAMBDA {
-    return Tail && v == V - 1 ? Vec<E>::load(p + v * lanes, tail) : Vec<E>::load(p + v * lanes);
-  };
+  const auto is_last = [](int v) GROUPCONV_INLINE_LAMBDA { return Tail && v == V - 1; };
 
   Sum sums[R][V];
 #pragma GCC unroll 8
@@ -139,7 +142,7 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T>& job, const Strides& we
   if (!Tail && job.stores == Stores::fetched) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const sum_t<T>* dest = job.dests[row + r] + pixel;
+      const Out* dest = job.dests[row + r] + pixel;
       if (pixel == 0) __builtin_prefetch(dest, 1);
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) __builtin_prefetch(dest + last_of<T>(v), 1);
@@ -161,7 +164,7 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T>& job, const Strides& we
     source = reinterpret_cast<const T*>(reinterpret_cast<const char*>(source) + offset);
     V_ x[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) x[v] = load(source, v);
+    for (int v = 0; v < V; ++v) x[v] = load_part<V_>(source + v * lanes, is_last(v), tail);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V_ w = V_::broadcast(*weight_rows.at(weight, r));
@@ -182,17 +185,20 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T>& job, const Strides& we
 #if defined(__AVX512F__)
   if (job.gaps) return store_without_gaps<T, R, V, Tail>(job, sums, row, pixel, tail);
 #endif
-  const auto add_rows = [&](const sum_t<T>* const* rows) GROUPCONV_INLINE_LAMBDA {
+  const auto add_rows = [&](const Out* const* rows) GROUPCONV_INLINE_LAMBDA {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
+      const Out* from = rows[row + r] + pixel;
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[r][v] = sums[r][v] + load(rows[row + r] + pixel, v);
+      for (int v = 0; v < V; ++v) {
+        sums[r][v] = sums[r][v] + load_part<Sum>(from + v * lanes, is_last(v), tail);
+      }
     }
   };
   if (job.accumulate) add_rows(job.dests);
   if (job.residuals) add_rows(job.residuals);
   if (job.clamped) clamp_sums<T, R, V>(job, sums);
-  if constexpr (!Tail && fills_lines<sum_t<T>>) {
+  if constexpr (!Tail && fills_lines<Out>) {
     if (job.stores == Stores::streamed) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -204,10 +210,10 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T>& job, const Strides& we
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    sum_t<T>* dest = job.dests[row + r] + pixel;
+    Out* dest = job.dests[row + r] + pixel;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      if (Tail && v == V - 1) {
+      if (is_last(v)) {
         sums[r][v].store(dest + v * lanes, tail);
       } else {
         sums[r][v].store(dest + v * lanes);
@@ -216,16 +222,16 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T>& job, const Strides& we
   }
 }
 
-template <class T>
-Strides weight_rows_of(const MultiplyJob<T>& job) {
+template <class T, class Out>
+Strides weight_rows_of(const MultiplyJob<T, Out>& job) {
   return Strides(job.weight_row_stride * static_cast<int64_t>(sizeof(T)));
 }
 
 // Rows [0, rows), whole tiles, of the pixels of one tile, each of which fetches `share` rows of what is read next. What
 // comes before and after the multiply-adds of a tile hides behind them only where it is short: the tiles are one
 // function, and what they share is made ready once.
-template <class T, int V, bool Tail>
-void multiply_column(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t rows, int64_t pixel,
+template <class T, int V, bool Tail, class Out>
+void multiply_column(const MultiplyJob<T, Out>& job, const TileSources<T>& where, int64_t rows, int64_t pixel,
                      typename Vec<T>::Mask tail, int64_t share) {
   const Strides weight_rows = weight_rows_of(job);
   Ahead<T> ahead = ahead_of(job, pixel + V * Vec<T>::lanes, 0);
@@ -239,8 +245,8 @@ void multiply_column(const MultiplyJob<T>& job, const TileSources<T>& where, int
 }
 
 // The last, partial tile of a row: as few vectors as it needs, the last one masked.
-template <class T, int R, int V = tile_vectors(R)>
-void multiply_tail(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t rows,
+template <class T, int R, int V = tile_vectors(R), class Out>
+void multiply_tail(const MultiplyJob<T, Out>& job, const TileSources<T>& where, int64_t row, int64_t rows,
                    int64_t pixel, int64_t fetched) {
   constexpr int lanes = Vec<T>::lanes;
   const int64_t left = job.length - pixel;
@@ -257,8 +263,8 @@ void multiply_tail(const MultiplyJob<T>& job, const TileSources<T>& where, int64
 }
 
 // R rows over the whole length.
-template <class T, int R>
-void multiply_row(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row, int64_t fetched) {
+template <class T, int R, class Out>
+void multiply_row(const MultiplyJob<T, Out>& job, const TileSources<T>& where, int64_t row, int64_t fetched) {
   constexpr int64_t width = tile_vectors(R) * Vec<T>::lanes;
   const Strides weight_rows = weight_rows_of(job);
   int64_t pixel = 0;
@@ -269,8 +275,8 @@ void multiply_row(const MultiplyJob<T>& job, const TileSources<T>& where, int64_
   if (pixel < job.length) multiply_tail<T, R>(job, where, row, R, pixel, fetched);
 }
 
-template <class T, int R = max_tile_rows - 1>
-void multiply_last_rows(const MultiplyJob<T>& job, const TileSources<T>& where, int64_t row) {
+template <class T, int R = max_tile_rows - 1, class Out>
+void multiply_last_rows(const MultiplyJob<T, Out>& job, const TileSources<T>& where, int64_t row) {
   if constexpr (R > 0) {
     const int64_t fetched = row == 0 ? job.depth : 0;  // the tiles before have done it
     if (job.rows - row == R) return multiply_row<T, R>(job, where, row, fetched);
@@ -284,8 +290,8 @@ constexpr int64_t rows_worth_a_copy = 16 * max_tile_rows;
 template <class T>
 constexpr int64_t tile_width = tile_vectors(max_tile_rows) * Vec<T>::lanes;
 
-template <class T>
-TileSources<T> copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
+template <class T, class Out>
+TileSources<T> copy_tile(const MultiplyJob<T, Out>& job, int64_t pixel) {
   constexpr int lanes = Vec<T>::lanes, vectors = tile_vectors(max_tile_rows);
   const int64_t present = job.length - pixel;
   for (int64_t j = 0; j < job.depth; ++j) {
@@ -304,8 +310,8 @@ TileSources<T> copy_tile(const MultiplyJob<T>& job, int64_t pixel) {
 }
 
 // Pixels are the outer loop, but for a single tile of rows.
-template <class T>
-void multiply_whole_tiles(const MultiplyJob<T>& job, int64_t rows) {
+template <class T, class Out>
+void multiply_whole_tiles(const MultiplyJob<T, Out>& job, int64_t rows) {
   constexpr int V = tile_vectors(max_tile_rows);
   const TileSources<T> as_they_lie{job.sources, 0};
   if (rows == max_tile_rows) return multiply_row<T, max_tile_rows>(job, as_they_lie, 0, job.depth);
@@ -321,19 +327,19 @@ void multiply_whole_tiles(const MultiplyJob<T>& job, int64_t rows) {
   }
 }
 
-template <class T>
-void multiply_all_rows(const MultiplyJob<T>& job) {
+template <class T, class Out>
+void multiply_all_rows(const MultiplyJob<T, Out>& job) {
   const int64_t whole = job.rows - job.rows % max_tile_rows;
   if (whole > 0) multiply_whole_tiles(job, whole);
   // The rows that are left make a lower, wider tile, so they go over the whole length by themselves.
   multiply_last_rows<T>(job, {job.sources, 0}, whole);
 }
 
-template <class T>
-void multiply_rows(const MultiplyJob<T>& job) {
+template <class T, class Out>
+void multiply_rows(const MultiplyJob<T, Out>& job) {
   const int64_t beyond = job.length % Vec<T>::lanes;
   if (beyond > 0 && suits_columns(job, beyond)) {
-    MultiplyJob<T> vectors = job;
+    MultiplyJob<T, Out> vectors = job;
     vectors.length -= beyond;
     multiply_rows(vectors);
     return multiply_columns(job, vectors.length);

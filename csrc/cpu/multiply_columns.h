@@ -3,6 +3,7 @@
 // columns of pixels), over the rows in an input gradient. A vector of weights meets all of these pixels.
 #pragma once
 
+#include "cpu/convert.h"
 #include "cpu/multiply_job.h"
 
 namespace groupconv::cpu {
@@ -11,7 +12,7 @@ namespace {
 template <class T>
 constexpr int most_columns = Vec<T>::lanes / 4 > 0 ? Vec<T>::lanes / 4 : 1;
 
-template <class T, int P>
+template <class T, int P, class Out>
 class ColumnMultiply {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
@@ -19,7 +20,7 @@ class ColumnMultiply {
   static constexpr int rows_at_once = 4 * P <= vector_registers / 3 ? 8 : 4;
 
  public:
-  ColumnMultiply(const MultiplyJob<T>& job, int64_t pixel) : job_(job) {
+  ColumnMultiply(const MultiplyJob<T, Out>& job, int64_t pixel) : job_(job) {
     for (int p = 0; p < P; ++p) places_[p] = place(pixel + p);
     for (int64_t j = 0; j < job.depth; ++j) {
       for (int p = 0; p < P; ++p) job.columns[p * job.depth + j] = job.sources[j][pixel + p];
@@ -102,35 +103,35 @@ class ColumnMultiply {
     if (places_[p] < 0) return;
     for (int64_t row = first; row < first + count; ++row) {
       sum_t<T> sum = sums[row - first];
-      sum_t<T>* dest = job_.dests[row] + places_[p];
+      Out* dest = job_.dests[row] + places_[p];
       if (job_.bias) sum += job_.bias[row];
-      if (job_.accumulate) sum += *dest;
-      if (job_.residuals) sum += job_.residuals[row][places_[p]];
+      if (job_.accumulate) sum += widen(*dest);
+      if (job_.residuals) sum += widen(job_.residuals[row][places_[p]]);
       if (job_.clamped) {
         sum = sum < job_.low ? job_.low : sum;  // false for NaN, which passes through
         sum = sum > job_.high ? job_.high : sum;
       }
-      *dest = sum;
+      narrow(sum, *dest);
     }
   }
 
-  const MultiplyJob<T>& job_;
+  const MultiplyJob<T, Out>& job_;
   int64_t places_[P];
 };
 
-template <class T>
-bool suits_columns(const MultiplyJob<T>& job, int64_t pixels) {
+template <class T, class Out>
+bool suits_columns(const MultiplyJob<T, Out>& job, int64_t pixels) {
   constexpr int lanes = Vec<T>::lanes;
   const bool depth_contiguous = job.depth > 1 && job.steps[job.depth - 1] == job.depth - 1;
   return lanes > 1 && pixels <= lanes / 4 && job.depth >= 2 * lanes &&
          (depth_contiguous || job.weight_row_stride == 1);
 }
 
-template <class T, int P = most_columns<T>>
-void multiply_columns(const MultiplyJob<T>& job, int64_t pixel) {
+template <class T, int P = most_columns<T>, class Out>
+void multiply_columns(const MultiplyJob<T, Out>& job, int64_t pixel) {
   if constexpr (P > 0) {
     if (job.length - pixel == P) {
-      ColumnMultiply<T, P>(job, pixel);
+      ColumnMultiply<T, P, Out>(job, pixel);
     } else {
       multiply_columns<T, P - 1>(job, pixel);
     }

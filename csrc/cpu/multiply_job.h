@@ -9,8 +9,8 @@
 namespace groupconv::cpu {
 namespace {
 
-// dest[r][q] = bias[r] + Σ_j weight[r][j] · source[j][q]
-template <class T>
+// dest[r][q] = bias[r] + Σ_j weight[r][j] · source[j][q], stored as `Out`: rounded once where that is narrower.
+template <class T, class Out = sum_t<T>>
 struct MultiplyJob {
   const T* const* sources;  // [depth] rows, at the tile's first pixel
   const T* const* next;     // the rows that are read after these, as many, or null: nobody knows
@@ -18,12 +18,12 @@ struct MultiplyJob {
   int64_t depth;
   const T* weight;
   int64_t weight_row_stride;
-  T* columns;                        // [most_columns][depth] scratch
-  T* tile;                           // [depth][tile_width] scratch to copy source rows to, or null
-  const T** tile_rows;               // [depth] scratch, where there is a tile
-  sum_t<T>* const* dests;            // [rows]
-  const sum_t<T>* bias;              // [rows], or null
-  const sum_t<T>* const* residuals;  // [rows], or null
+  T* columns;                   // [most_columns][depth] scratch
+  T* tile;                      // [depth][tile_width] scratch to copy source rows to, or null
+  const T** tile_rows;          // [depth] scratch, where there is a tile
+  Out* const* dests;            // [rows]
+  const sum_t<T>* bias;         // [rows], or null
+  const Out* const* residuals;  // [rows], or null
   int64_t rows;
   int64_t length;   // pixels
   bool accumulate;  // add to what dests hold

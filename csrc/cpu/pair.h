@@ -101,6 +101,15 @@ struct Vec<Pair<BFloat16>> : Words {
     const __m512i second = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, partner));
     return {_mm512_or_si512(first, _mm512_slli_epi32(second, 16))};
   }
+  // The same of two vectors' numbers of either row: one permutation for a vector of pairs.
+  static GROUPCONV_INLINE void interleave_two(const BFloat16* row, const BFloat16* partner, Vec (&pairs)[2]) {
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
+                                         38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    const __m512i first = _mm512_loadu_si512(row), second = _mm512_loadu_si512(partner);
+    pairs[0].v = _mm512_permutex2var_epi16(first, low, second);
+    pairs[1].v = _mm512_permutex2var_epi16(first, high, second);
+  }
   // Of numbers that were widened, as weights are.
   static GROUPCONV_INLINE Vec interleave(const float* row, const float* partner, Mask m) {
     const __m512i first = _mm512_srli_epi32(_mm512_maskz_loadu_epi32(m, row), 16);

@@ -112,8 +112,19 @@ GROUPCONV_INLINE void widen_row(const Stored* from, int64_t stride, T* to, int64
 template <class Element, class Stored>
 GROUPCONV_INLINE void interleave_row(const Element* row, const Element* partner, Pair<Stored>* to,
                                      int64_t count) {
-  for_each_vector<Pair<Stored>>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
-    Vec<Pair<Stored>>::interleave(row + i, partner ? partner + i : nullptr, mask).store(to + i, mask);
+  using V_ = Vec<Pair<Stored>>;
+  int64_t done = 0;
+  if constexpr (__is_same(Element, Stored)) {
+    for (; partner && done + 2 * V_::lanes <= count; done += 2 * V_::lanes) {
+      V_ pairs[2];
+      V_::interleave_two(row + done, partner + done, pairs);
+      pairs[0].store(to + done);
+      pairs[1].store(to + done + V_::lanes);
+    }
+  }
+  for_each_vector<Pair<Stored>>(count - done, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
+    i += done;
+    V_::interleave(row + i, partner ? partner + i : nullptr, mask).store(to + i, mask);
   });
 }
 template <class Stored>

@@ -20,6 +20,8 @@ enum class Stores { plain, fetched, streamed };
 constexpr int64_t line_bytes = 64;
 template <class T>
 constexpr bool fills_lines = Vec<T>::lanes * sizeof(T) == line_bytes;
+template <>
+constexpr bool fills_lines<BFloat16> = false;  // a vector of sums is half a line of them
 
 // For sums of `depth` products each.
 template <class T>

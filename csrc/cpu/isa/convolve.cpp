@@ -1,5 +1,4 @@
-#include "cpu/convolve.h"
-
+#include "cpu/convolve_choice.h"
 #include "cpu/isa/entry.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
@@ -12,6 +11,11 @@ void Kernels<Stored>::convolve(const ConvolveProblem<Stored>& problem) {
 template <class Stored>
 bool Kernels<Stored>::has_lanes_over_channels(const ConvolveProblem<Stored>& problem) {
   return cpu::has_lanes_over_channels(problem);
+}
+
+template <class Stored>
+bool Kernels<Stored>::convolve_stored(const ConvolveProblem<Stored>& problem) {
+  return cpu::convolve_stored(problem);
 }
 
 GROUPCONV_INSTANTIATE

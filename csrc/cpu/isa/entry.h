@@ -11,6 +11,7 @@ namespace groupconv::cpu::GROUPCONV_ISA {
 template <class Stored>
 struct Kernels {
   static void convolve(const ConvolveProblem<Stored>&);
+  static bool convolve_stored(const ConvolveProblem<Stored>&);
   static bool has_lanes_over_channels(const ConvolveProblem<Stored>&);
   static void weight_grad(const WeightGradProblem<Stored>&);
   static void epilogue_grad(const EpilogueGradProblem<Stored>&);

@@ -7,14 +7,23 @@ namespace groupconv::cpu::GROUPCONV_ISA {
 
 template <class Stored>
 constexpr TypedKernels<Stored> typed_kernels{
-    Kernels<Stored>::convolve,       Kernels<Stored>::weight_grad,
-    Kernels<Stored>::epilogue_grad,  Kernels<Stored>::pointwise_backward,
-    Kernels<Stored>::prologue_grad,  Kernels<Stored>::pack,
-    Kernels<Stored>::cast_pack,      Kernels<Stored>::unpack,
-    Kernels<Stored>::cast_unpack,    Kernels<Stored>::mask_weight,
-    Kernels<Stored>::label_grad,     Kernels<Stored>::logit_grad,
-    Kernels<Stored>::kronecker_grad, Kernels<Stored>::chain,
-    Kernels<Stored>::chain_grad,     Kernels<Stored>::has_lanes_over_channels,
+    Kernels<Stored>::convolve,
+    Kernels<Stored>::weight_grad,
+    Kernels<Stored>::epilogue_grad,
+    Kernels<Stored>::pointwise_backward,
+    Kernels<Stored>::prologue_grad,
+    Kernels<Stored>::pack,
+    Kernels<Stored>::cast_pack,
+    Kernels<Stored>::unpack,
+    Kernels<Stored>::cast_unpack,
+    Kernels<Stored>::mask_weight,
+    Kernels<Stored>::label_grad,
+    Kernels<Stored>::logit_grad,
+    Kernels<Stored>::kronecker_grad,
+    Kernels<Stored>::chain,
+    Kernels<Stored>::chain_grad,
+    Kernels<Stored>::has_lanes_over_channels,
+    multiplies_stored<Stored> ? Kernels<Stored>::convolve_stored : nullptr,
 };
 
 #if defined(GROUPCONV_ONLY_BF16)

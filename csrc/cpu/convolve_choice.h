@@ -7,6 +7,9 @@
 #include "cpu/convolve_streamed.h"
 #include "cpu/convolve_turned.h"
 #include "cpu/isa/entry.h"
+#if defined(__AVX512BF16__)
+#include "cpu/row_products_vector.h"
+#endif
 
 namespace groupconv::cpu {
 namespace {
@@ -27,6 +30,13 @@ template <class Stored>
 bool convolve_pairs(const ConvolveProblem<Stored>& problem) {
   const Sides<Stored> sides(problem);
   if (!fills_pairs(sides)) return false;
+  // Lanes over channels have nothing to bring in order here.
+  const bool in_place = in_order(sides.sources, sides.groups) && writes_neighbours(sides);
+  if (in_place && convolve_wide<Pair<Stored>>(problem)) return true;
+#if defined(__AVX512BF16__)
+  using Pointwise = PixelRowsConvolution<VectorRowProducts>;
+  if (Pointwise::suits(problem)) return Pointwise(problem).run();
+#endif
   if (convolve_wide<Pair<Stored>>(problem)) return true;
   if (problem.source.channels_last()) return false;
   Convolution<Stored, Pair<Stored>>(problem).run();

@@ -5,6 +5,7 @@
 // steps, one to read and one to write in each, which is no more at once than a core keeps in flight.
 #pragma once
 
+#include "cpu/fetched_lines.h"
 #include "cpu/multiply.h"
 #include "cpu/strides.h"
 #include "cpu/vec.h"
@@ -25,20 +26,6 @@ struct TurnedJob {
   T* const* dests;
   const T* bias;
   int64_t rows;
-};
-
-// What is fetched meanwhile: lines that will be read and lines that will be written, so many for each tile.
-struct FetchedLines {
-  const char* read;
-  char* written;
-  int64_t per_tile;
-
-  GROUPCONV_INLINE void fetch() {
-    __builtin_prefetch(read, 0, 2);
-    __builtin_prefetch(written, 1);
-    read += line_bytes;
-    written += line_bytes;
-  }
 };
 
 template <class T, int R>

@@ -1,9 +1,9 @@
 // What matrix registers multiply. False where it has to be done another way.
 #include "cpu/convolve_matrix.h"
 #include "cpu/convolve_matrix_pixels.h"
-#include "cpu/convolve_matrix_pointwise.h"
 #include "cpu/dispatch.h"
 #include "cpu/peak.h"
+#include "cpu/row_products_matrix.h"
 #include "cpu/weight_grad_matrix.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
@@ -12,7 +12,8 @@ bool convolve_matrix(const ConvolveProblem<BFloat16>& problem) {
   const bool adds_up = problem.transposed && problem.partition->inputs_overlap;
   if (problem.coarse || problem.prologue || adds_up) return false;
   if (MatrixConvolution::suits(problem)) return MatrixConvolution(problem).run();
-  if (MatrixPointwise::suits(problem)) return MatrixPointwise(problem).run();
+  using Pointwise = PixelRowsConvolution<MatrixRowProducts>;
+  if (Pointwise::suits(problem)) return Pointwise(problem).run();
   return MatrixPixelConvolution::suits(problem) && MatrixPixelConvolution(problem).run();
 }
 

@@ -24,7 +24,9 @@ template <class Stored, class Blocks>
 class PixelConvolution {
   using T = compute_t<Stored>;
   using Operand = typename Blocks::Operand;
-  static constexpr bool computes_as_stored = __is_same(Stored, T);
+  // Sums can leave for the image from registers.
+  static constexpr bool writes_stored = __is_same(Stored, T) || channels_in<Operand> == 2;
+  using Out = std::conditional_t<writes_stored, Stored, T>;
   static constexpr bool has_reads = requires(const Blocks& blocks) { blocks.reads(); };
   static constexpr bool has_planes = requires(const Blocks& blocks) { blocks.wants_planes(); };
 
@@ -48,7 +50,7 @@ class PixelConvolution {
         blocks_(sides_),
         source_(p_.source, sweep_, reads(), read_lists(), Blocks::side_by_side, p_.prologue),
         sums_out_(p_, blocks_.sums()),
-        dest_direct_(computes_as_stored && is_clamp(p_.activation) && blocks_.writes_runs()) {}
+        dest_direct_(writes_stored && is_clamp(p_.activation) && blocks_.writes_runs()) {}
 
   void run() {
     bool splits = false;
@@ -115,14 +117,19 @@ class PixelConvolution {
 
     for (int64_t row = 0; row < tile.rows; row += strip_rows_) {
       for (int64_t col = 0; col < tile.cols; col += strip_cols_) {
-        run_strip(n, tile,
-                  {row, col, smaller(strip_rows_, tile.rows - row), smaller(strip_cols_, tile.cols - col)},
-                  source, sums, line);
+        const Tile strip{row, col, smaller(strip_rows_, tile.rows - row),
+                         smaller(strip_cols_, tile.cols - col)};
+        if (dest_direct_) {
+          run_strip<Out>(n, tile, strip, source, sums, line);
+        } else {
+          run_strip<T>(n, tile, strip, source, sums, line);
+        }
       }
     }
   }
 
-  // `strip`: within the tile.
+  // `strip`: within the tile. `To`: what is written, the image or sums.
+  template <class To>
   void run_strip(int64_t n, const Tile& tile, const Tile& strip, const Operand* source, T* sums,
                  T* line) const {
     const int64_t y = (tile.row + strip.row) * sweep_.dest_step_h + sweep_.dest_origin_h;
@@ -132,7 +139,7 @@ class PixelConvolution {
     const int64_t dest_pixel = sweep_.dest_step_w * p_.dest.stride_w;
     const int64_t dest_row = sweep_.dest_step_h * p_.dest.stride_h;
 
-    PixelRun<Operand> run{};
+    PixelRun<Operand, To> run{};
     run.dest_stride = dest_direct_ ? dest_pixel : sums_out_.distance();
     run.low = sums_out_.finish().range.low;
     run.high = sums_out_.finish().range.high;
@@ -144,8 +151,8 @@ class PixelConvolution {
       run.pixels = strip.cols;
       for (int64_t row = 0; row < strip.rows; ++row) {
         run.source = source + plane.start + (strip.row + row) * plane.row + strip.col * plane.pixel;
-        run.dest = sums + row * strip.cols * sums_out_.distance();
-        if constexpr (computes_as_stored) {
+        if constexpr (__is_same(To, T)) run.dest = sums + row * strip.cols * sums_out_.distance();
+        if constexpr (__is_same(To, Stored)) {
           if (dest_direct_) {
             run.dest = dest + row * dest_row;
             run.residual = residual ? residual + row * dest_row : nullptr;

@@ -20,7 +20,7 @@
 namespace groupconv::cpu {
 namespace {
 
-template <class T>
+template <class T, class Out = sum_t<T>>
 struct PixelTile {
   const T* source;  // first pixel
   int64_t pixel_stride;
@@ -29,10 +29,10 @@ struct PixelTile {
   int64_t depth;
   const T* weight;       // [depth][V · lanes]
   const sum_t<T>* bias;  // [V · lanes]
-  sum_t<T>* dest;        // first pixel
+  Out* dest;             // first pixel
   int64_t dest_stride;
-  const sum_t<T>* residual;  // at dest's strides, or null
-  int64_t channels;          // that exist, of the V · lanes
+  const Out* residual;  // at dest's strides, or null
+  int64_t channels;     // that exist, of the V · lanes
   bool clamped;
   sum_t<T> low, high;
   bool lines = false;  // the offsets count up by one
@@ -44,15 +44,15 @@ constexpr int most_pixels(int vectors, int taps) {
 }
 
 // Residual, clamp and store of what was summed.
-template <class T, int V, int P>
-GROUPCONV_INLINE void finish_pixels(const PixelTile<T>& tile, Vec<sum_t<T>> (&sums)[P][V]) {
+template <class T, int V, int P, class Out>
+GROUPCONV_INLINE void finish_pixels(const PixelTile<T, Out>& tile, Vec<sum_t<T>> (&sums)[P][V]) {
   using Sum = Vec<sum_t<T>>;
   constexpr int lanes = Vec<T>::lanes;
   const auto mask = Vec<T>::first(tile.channels - (V - 1) * lanes);
   if (tile.residual) {
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
-      const sum_t<T>* added = tile.residual + p * tile.dest_stride;
+      const Out* added = tile.residual + p * tile.dest_stride;
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
         sums[p][v] =
@@ -70,7 +70,7 @@ GROUPCONV_INLINE void finish_pixels(const PixelTile<T>& tile, Vec<sum_t<T>> (&su
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    sum_t<T>* dest = tile.dest + p * tile.dest_stride;
+    Out* dest = tile.dest + p * tile.dest_stride;
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
       if (v == V - 1) {
@@ -82,8 +82,8 @@ GROUPCONV_INLINE void finish_pixels(const PixelTile<T>& tile, Vec<sum_t<T>> (&su
   }
 }
 
-template <class T, int V, int W, int P>
-void multiply_pixels(const PixelTile<T>& tile) {
+template <class T, int V, int W, int P, class Out>
+void multiply_pixels(const PixelTile<T, Out>& tile) {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
   constexpr int lanes = V_::lanes;
@@ -138,8 +138,8 @@ void multiply_pixels(const PixelTile<T>& tile) {
 
 // The same for one vector of channels where the sources of a pixel lie side by side: with a pointer for each of twelve
 // pixels and the depth unrolled an address is a register and a constant, and a broadcast is part of its multiply-add.
-template <class T, int P>
-void multiply_lines(const PixelTile<T>& tile) {
+template <class T, int P, class Out>
+void multiply_lines(const PixelTile<T, Out>& tile) {
   using V_ = Vec<T>;
   using Sum = Vec<sum_t<T>>;
   constexpr int lanes = V_::lanes;
@@ -202,8 +202,8 @@ GROUPCONV_INLINE bool count_up(const int64_t* offsets, int64_t depth) {
   return wrong == 0;
 }
 
-template <class T, int V, int W, int P = most_pixels(V, W)>
-void multiply_pixel_run(const PixelTile<T>& tile, int64_t pixels) {
+template <class T, int V, int W, int P = most_pixels(V, W), class Out>
+void multiply_pixel_run(const PixelTile<T, Out>& tile, int64_t pixels) {
   if constexpr (P > 1) {
     if (pixels < P) return multiply_pixel_run<T, V, W, P - 1>(tile, pixels);
   }
@@ -215,8 +215,8 @@ void multiply_pixel_run(const PixelTile<T>& tile, int64_t pixels) {
 
 // Any number of neighbouring pixels, in runs of about the same length. `tile` is left behind the last: copying what has
 // just been written field by field would have to wait for it.
-template <class T, int V, int W>
-void multiply_pixel_row(PixelTile<T>& tile, int64_t pixels) {
+template <class T, int V, int W, class Out>
+void multiply_pixel_row(PixelTile<T, Out>& tile, int64_t pixels) {
   constexpr int64_t most = most_pixels(V, W);
   if constexpr (V == 1 && W == 1 && vector_registers == 32) tile.lines = count_up(tile.offsets, tile.depth);
   for (int64_t runs = divide_up(pixels, most); runs > 0; --runs) {

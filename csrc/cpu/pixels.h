@@ -110,13 +110,13 @@ int64_t count_reads(const ChannelLists& lists, int64_t groups) {
 }
 
 // Neighbouring lattice pixels, and where their results go.
-template <class X>
+template <class X, class Out = sum_t<X>>
 struct PixelRun {
   const X* source;
   int64_t pixel_stride, pixels;
-  sum_t<X>* dest;
+  Out* dest;
   int64_t dest_stride;
-  const sum_t<X>* residual;  // at dest's strides, or null
+  const Out* residual;  // at dest's strides, or null
   bool clamped;
   sum_t<X> low, high;
 };
@@ -198,7 +198,7 @@ class PixelSource {
   }
   bool direct() const { return direct_; }
   // Groups can have planes of their own: pixels are copied anyway, in the groups' order.
-  bool can_split() const { return per_read == 1 && !direct_ && !as_it_lies_; }
+  bool can_split() const { return !direct_ && !as_it_lies_; }
   // What a lattice pixel keeps in scratch, for the size of tiles.
   int64_t staged_per_pixel() const {
     return direct_ ? 0 : pixel_ * sweep_.source_step_h * sweep_.source_step_w;
@@ -220,6 +220,10 @@ class PixelSource {
                    reads * cols_ * sweep_.source_step_h};
       first_read += reads;
       size_ += row_distance<Operand>(reads * pixels);
+    }
+    if constexpr (per_read == 2) {
+      line_ = size_;
+      size_ += row_distance<Operand>(reads_);
     }
   }
   const PixelPlane& plane(int64_t group) const { return planes_ ? planes_[group] : shared_; }
@@ -283,30 +287,51 @@ class PixelSource {
 
   // Source row y, from x on, to row `row` of all planes.
   void split_row(int64_t n, int64_t y, int64_t x, int64_t cols, int64_t row, Operand* scratch) const {
-    if constexpr (per_read == 1) {
-      const bool exists = y >= 0 && y < image_.height;
-      const int64_t begin = exists ? smaller(cols, larger(-x, int64_t{0})) : cols;
-      const int64_t end = exists ? larger(begin, smaller(cols, image_.width - x)) : cols;
-      const Stored* first = exists ? image_.at(n, 0, y, x + begin) : nullptr;
-      for (int64_t g = 0; g < groups_; ++g) {
-        const PixelPlane& plane = planes_[g];
-        const int64_t reads = plane.reads;
-        Operand* to = scratch + plane.start + row * cols_ * reads;
-        clear(to, begin * reads);
-        to += begin * reads;
+    const bool exists = y >= 0 && y < image_.height;
+    const int64_t begin = exists ? smaller(cols, larger(-x, int64_t{0})) : cols;
+    const int64_t end = exists ? larger(begin, smaller(cols, image_.width - x)) : cols;
+    const Stored* first = exists ? image_.at(n, 0, y, x + begin) : nullptr;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const PixelPlane& plane = planes_[g];
+      const int64_t reads = plane.reads;
+      Operand* to = scratch + plane.start + row * cols_ * reads;
+      clear(to, begin * reads);
+      to += begin * reads;
+      if constexpr (per_read == 1) {
         const Stored* from = first;
         for (int64_t col = begin; col < end; ++col, to += reads, from += image_.stride_w) {
           stage_reads(from, plane.first_read, reads, to);
         }
-        clear(to, (cols - end) * reads);
+      } else {
+        to += (end - begin) * reads;
       }
+      clear(to, (cols - end) * reads);
+    }
+    if constexpr (per_read == 2) {
+      for (int64_t col = begin; col < end; ++col) {
+        split_pixel(first + (col - begin) * image_.stride_w, row * cols_ + col, scratch);
+      }
+    }
+  }
+
+  // Pairs are put in order for all groups at once.
+  void split_pixel(const Stored* from, int64_t pixel, Operand* scratch) const {
+    Operand* line = scratch + line_;
+    reorder_.run(from, reinterpret_cast<Stored*>(line));
+    for (int64_t g = 0; g < groups_; ++g) {
+      const PixelPlane& plane = planes_[g];
+      Operand* to = scratch + plane.start + pixel * plane.reads;
+      for_each_vector<Operand>(plane.reads, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
+        Vec<Operand>::load(line + plane.first_read + i, mask).store(to + i, mask);
+      });
     }
   }
 
   // A few numbers: in line.
   static void clear(Operand* to, int64_t count) {
+    const auto nothing = Vec<Operand>::broadcast(Operand{});
     for_each_vector<Operand>(
-        count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA { zero<Operand>().store(to + i, mask); });
+        count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA { nothing.store(to + i, mask); });
   }
 
   void stage_pixel(const Stored* from, Operand* to) const {
@@ -361,7 +386,8 @@ class PixelSource {
   Reorder<Stored> reorder_;
   PixelPlane shared_{};                 // where all groups share one
   const PixelPlane* planes_ = nullptr;  // or null
-  int64_t size_ = 0;                    // of all planes
+  int64_t size_ = 0;                    // of all planes, and of a line behind them
+  int64_t line_ = 0;                    // where a pixel's pairs are put in order
 };
 
 }  // namespace

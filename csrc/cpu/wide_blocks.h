@@ -104,10 +104,14 @@ class WideBlocks {
   int64_t packed_size(int64_t index) const { return blocks_[index].depth * blocks_[index].width; }
   void pack(int64_t index, X* weights) const { pack(Weights<Stored, X>(sides_), index, weights); }
 
-  void run(int64_t index, const PixelRun<X>& run) const { this->run(index, blocks_[index].weight, run); }
-  void run(int64_t index, const X* weight, const PixelRun<X>& run) const {
+  template <class Out>
+  void run(int64_t index, const PixelRun<X, Out>& run) const {
+    this->run(index, blocks_[index].weight, run);
+  }
+  template <class Out>
+  void run(int64_t index, const X* weight, const PixelRun<X, Out>& run) const {
     const Block& block = blocks_[index];
-    PixelTile<X> tile;
+    PixelTile<X, Out> tile;
     tile.source = run.source;
     tile.pixel_stride = run.pixel_stride;
     tile.offsets = block.offsets;

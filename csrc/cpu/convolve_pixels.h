@@ -58,16 +58,16 @@ class PixelConvolution {
     Workspace shared;
     sums_out_.plan(shared);
     shared.plan<PixelPlane>(splits ? sides_.groups : 0);
-    source_.plan(shared);
+    source_.plan(shared, splits);
     blocks_.plan(shared);
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
     sums_out_.open(shared);
     PixelPlane* planes = shared.take<PixelPlane>(splits ? sides_.groups : 0);
-    source_.open(shared);
+    source_.open(shared, splits);
 
-    const Tiling tiling(sweep_, source_.staged_per_pixel(), 0, sizeof(T),
-                        p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch) : 1, Blocks::most);
+    const int64_t wanted = p_.threads.count > 1 ? divide_up(pieces_for_threads, p_.dest.batch) : 1;
+    const Tiling tiling(sweep_, source_.staged_per_pixel(), 0, sizeof(T), wanted, Blocks::most);
     source_.set_widest(tiling.tile_cols);
     strip_rows_ = 1;
     // A block that takes any number of pixels, stores its sums itself and is the only one has nobody to wait for.
@@ -84,8 +84,13 @@ class PixelConvolution {
       }
     }
     blocks_.prepare(shared, source_, dest_direct_, sums_out_.places());
-    for_each_item(p_.threads, p_.dest.batch * tiling.count, [&](int64_t item) {
-      run_tile(item / tiling.count, tiling.tile(sweep_, item % tiling.count));
+    if (!dest_direct_) sums_out_.prepare(shared);
+    // Tiles below one another share source rows.
+    const int64_t down = tiling.count / tiling.across, pieces = smaller(down, wanted);
+    for_each_item(p_.threads, p_.dest.batch * pieces * tiling.across, [&](int64_t item) {
+      const int64_t piece = item / tiling.across % pieces;
+      run_tiles(item / tiling.across / pieces, tiling, item % tiling.across, down * piece / pieces,
+                down * (piece + 1) / pieces);
     });
   }
 
@@ -102,27 +107,35 @@ class PixelConvolution {
     return sides_.groups;
   }
 
-  void run_tile(int64_t n, const Tile& tile) const {
+  // Tiles [begin, end) of a column of them.
+  void run_tiles(int64_t n, const Tiling& tiling, int64_t column, int64_t begin, int64_t end) const {
+    const auto tile_at = [&](int64_t i) { return tiling.tile(sweep_, i * tiling.across + column); };
+    const Tile first = tile_at(begin);  // none is larger
     const int64_t sums_size = dest_direct_ ? 0
-                                           : smaller(strip_rows_, tile.rows) *
-                                                 smaller(strip_cols_, tile.cols) * sums_out_.distance();
+                                           : smaller(strip_rows_, first.rows) *
+                                                 smaller(strip_cols_, first.cols) * sums_out_.distance();
     Workspace space;
-    space.plan<Operand>(source_.staged_size(tile));
+    space.plan<Operand>(source_.staged_size(first));
     space.plan<T>(sums_size);
     space.plan<T>(p_.dest.channels);
     space.open();
-    const Operand* source = source_.open_tile(n, tile, space.take<Operand>(source_.staged_size(tile)));
+    Operand* staged = space.take<Operand>(source_.staged_size(first));
     T* sums = space.take<T>(sums_size);
     T* line = space.take<T>(p_.dest.channels);
 
-    for (int64_t row = 0; row < tile.rows; row += strip_rows_) {
-      for (int64_t col = 0; col < tile.cols; col += strip_cols_) {
-        const Tile strip{row, col, smaller(strip_rows_, tile.rows - row),
-                         smaller(strip_cols_, tile.cols - col)};
-        if (dest_direct_) {
-          run_strip<Out>(n, tile, strip, source, sums, line);
-        } else {
-          run_strip<T>(n, tile, strip, source, sums, line);
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tile_at(i);
+      const int64_t kept = i > begin ? source_.keep_rows(tile_at(i - 1), staged) : 0;
+      const Operand* source = source_.open_tile(n, tile, staged, kept);
+      for (int64_t row = 0; row < tile.rows; row += strip_rows_) {
+        for (int64_t col = 0; col < tile.cols; col += strip_cols_) {
+          const Tile strip{row, col, smaller(strip_rows_, tile.rows - row),
+                           smaller(strip_cols_, tile.cols - col)};
+          if (dest_direct_) {
+            run_strip<Out>(n, tile, strip, source, sums, line);
+          } else {
+            run_strip<T>(n, tile, strip, source, sums, line);
+          }
         }
       }
     }
@@ -164,11 +177,9 @@ class PixelConvolution {
     }
     if (dest_direct_) return;
     for (int64_t row = 0; row < strip.rows; ++row) {
-      for (int64_t col = 0; col < strip.cols; ++col) {
-        const int64_t at = row * dest_row + col * dest_pixel;
-        sums_out_.permute(sums + (row * strip.cols + col) * sums_out_.distance(),
-                          residual ? residual + at : nullptr, dest + at, line);
-      }
+      sums_out_.permute(sums + row * strip.cols * sums_out_.distance(), strip.cols,
+                        residual ? residual + row * dest_row : nullptr, dest + row * dest_row, dest_pixel,
+                        line);
     }
   }
 

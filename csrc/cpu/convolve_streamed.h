@@ -61,16 +61,17 @@ class StreamedConvolution {
     Workspace tables;
     sums_out_.plan(tables);
     tables.plan<PixelPlane>(sides_.groups);
-    source_.plan(tables);
+    source_.plan(tables, true);
     blocks_.plan(tables, false);
     const SharedScratch tables_memory(tables.bytes());
     tables.open(tables_memory);
     sums_out_.open(tables);
     PixelPlane* planes = tables.take<PixelPlane>(sides_.groups);
-    source_.open(tables);
+    source_.open(tables, true);
     source_.set_widest(sweep_.cols);
     source_.split(planes, sweep_.rows);
     blocks_.prepare(tables, source_, dest_direct_, sums_out_.places(), false);
+    if (!dest_direct_) sums_out_.prepare(tables);
 
     staged_ = source_.staged_size(whole_);
     sums_ = dest_direct_ ? 0 : sweep_.rows * sweep_.cols * sums_out_.distance();
@@ -156,14 +157,9 @@ class StreamedConvolution {
     space.plan<T>(p_.dest.channels);
     space.open();
     T* line = space.take<T>(p_.dest.channels);
-    T* sums = sums_row(image, row);
-    Stored* dest = at(p_.dest, first + image, row);
-    const Stored* residual = p_.residual.data ? at(p_.residual, first + image, row) : nullptr;
-    const int64_t pixel = sweep_.dest_step_w * p_.dest.stride_w;
-    for (int64_t col = 0; col < sweep_.cols; ++col) {
-      sums_out_.permute(sums + col * sums_out_.distance(), residual ? residual + col * pixel : nullptr,
-                        dest + col * pixel, line);
-    }
+    sums_out_.permute(sums_row(image, row), sweep_.cols,
+                      p_.residual.data ? at(p_.residual, first + image, row) : nullptr,
+                      at(p_.dest, first + image, row), sweep_.dest_step_w * p_.dest.stride_w, line);
   }
 
   T* sums_row(int64_t image, int64_t row) const {

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "core/partition.h"
+#include "cpu/channel_order.h"
 #include "cpu/reorder.h"
 #include "cpu/staging.h"
 #include "cpu/vec.h"
@@ -133,7 +134,6 @@ template <class Stored, class Operand = compute_t<Stored>>
 class PixelSource {
   static constexpr int64_t per_read = channels_in<Operand>;
   using Sum = sum_t<Operand>;
-  static constexpr int64_t lanes = Vec<Operand>::lanes;
   static constexpr bool reads_stored = __is_same(Stored, Operand) || per_read == 2;
 
  public:
@@ -158,28 +158,41 @@ class PixelSource {
         staged_(as_it_lies_ ? image.channels : reads_),
         pixel_(direct_ ? image.stride_w / per_read : row_distance<Operand>(staged_)) {}
 
-  void plan(Workspace& shared) const {
+  // `split`: groups will have planes of their own.
+  void plan(Workspace& shared, bool split = false) const {
     shared.plan<int32_t>(per_read * reads_);
     shared.plan<Sum>(prologue_ ? reads_ : 0);
     shared.plan<Sum>(prologue_ ? reads_ : 0);
-    shared.plan<uint32_t>(divide_up(reads_, lanes));
-    if constexpr (per_read == 2) Reorder<Stored>::plan(shared, per_read * reads_, image_.channels);
+    if constexpr (per_read == 2) {
+      Reorder<Stored>::plan(shared, per_read * reads_, image_.channels);
+    } else if constexpr (reads_stored) {
+      if (!gathers()) return;
+      shared.plan<ChannelOrder<Operand>>(split ? groups_ : 1);
+      for_each_list(split, [&](int64_t, int64_t reads) {
+        ChannelOrder<Operand>::plan(shared, reads, image_.channels);
+      });
+    }
   }
-  void open(Workspace& shared) {
+  void open(Workspace& shared, bool split = false) {
     order_ = shared.take<int32_t>(per_read * reads_);
     Sum* scale = shared.take<Sum>(prologue_ ? reads_ : 0);
     Sum* shift = shared.take<Sum>(prologue_ ? reads_ : 0);
-    taken_ = shared.take<uint32_t>(divide_up(reads_, lanes));
     int32_t* place = order_;
     for (int64_t g = 0; g < groups_; ++g) {
       for (int64_t i = 0; i < per_read * operands_for<Operand>(lists_.count(g)); ++i) {
         *place++ = i < lists_.count(g) ? lists_.of(g)[i] : no_channel;
       }
     }
-    if constexpr (per_read == 2) reorder_.open(shared, order_, per_read * reads_, image_.channels);
-    fill_zero(taken_, divide_up(reads_, lanes));
-    for (int64_t i = 0; i < reads_; ++i) {
-      if (order_[i] != no_channel) taken_[i / lanes] |= uint32_t{1} << i % lanes;
+    if constexpr (per_read == 2) {
+      reorder_.open(shared, order_, per_read * reads_, image_.channels);
+    } else if constexpr (reads_stored) {
+      if (gathers()) {
+        ChannelOrder<Operand>* order = orders_ = shared.take<ChannelOrder<Operand>>(split ? groups_ : 1);
+        for_each_list(split, [&](int64_t first, int64_t reads) {
+          *order = {};
+          order++->open(shared, order_ + first, reads, image_.channels);
+        });
+      }
     }
     if (!prologue_ || as_it_lies_) return;
     for (int64_t i = 0; i < reads_; ++i) {
@@ -249,15 +262,30 @@ class PixelSource {
     return ((shift.row - reach_.top) * cols_ + shift.col - reach_.left) * plane.reads;
   }
 
-  // The tile's first lattice pixel: in the image, or in `scratch`, which is filled.
-  const Operand* open_tile(int64_t n, const Tile& tile, Operand* scratch) const {
+  // What is staged of a tile and belongs to the one below it as well comes to where that one begins. Returns how many
+  // source rows.
+  int64_t keep_rows(const Tile& tile, Operand* scratch) const {
+    const int64_t kept = direct_ ? 0 : larger(reach_.rows() - sweep_.source_step_h, int64_t{0});
+    const auto keep = [&](Operand* first, int64_t row) {
+      std::memmove(first, first + (rows(tile) - kept) * row,
+                   static_cast<size_t>(kept * row) * sizeof(Operand));
+    };
+    if (!planes_) {
+      keep(scratch, row_);
+    } else {
+      for (int64_t g = 0; g < groups_; ++g) keep(scratch + planes_[g].start, cols_ * planes_[g].reads);
+    }
+    return kept;
+  }
+  // The tile's first lattice pixel: in the image, or in `scratch`, which is filled but for `kept` rows.
+  const Operand* open_tile(int64_t n, const Tile& tile, Operand* scratch, int64_t kept = 0) const {
     if constexpr (reads_stored) {
       if (direct_) {
         return reinterpret_cast<const Operand*>(
             image_.at(n, 0, tile.row * sweep_.source_step_h, tile.col * sweep_.source_step_w));
       }
     }
-    stage_rows(n, tile, 0, rows(tile), scratch);
+    stage_rows(n, tile, kept, rows(tile), scratch);
     return scratch;
   }
 
@@ -268,54 +296,39 @@ class PixelSource {
     const int64_t top = tile.row * sweep_.source_step_h + reach_.top;
     const int64_t left = tile.col * sweep_.source_step_w + reach_.left;
     for (int64_t row = begin; row < end; ++row) {
-      if (planes_) {
-        split_row(n, top + row, left, cols, row, scratch);
+      const int64_t y = top + row;
+      const bool exists = y >= 0 && y < image_.height;
+      const int64_t first = exists ? smaller(cols, larger(-left, int64_t{0})) : cols;
+      const int64_t last = exists ? larger(first, smaller(cols, image_.width - left)) : cols;
+      const Stored* from = exists ? image_.at(n, 0, y, left + first) : nullptr;
+      const auto stage = [&](int64_t list, int64_t first_read, int64_t reads, Operand* to, int64_t pixel) {
+        clear(to, first * pixel);
+        if (first < last && !splits_pairs())
+          stage_run(from, last - first, list, first_read, reads, to + first * pixel, pixel);
+        clear(to + last * pixel, (cols - last) * pixel);
+      };
+      if (!planes_) {
+        stage(0, 0, staged_, scratch + row * row_, pixel_);
         continue;
       }
-      for (int64_t col = 0; col < cols; ++col) {
-        stage_pixel(pixel_at(n, top + row, left + col), scratch + row * row_ + col * pixel_);
+      for (int64_t g = 0; g < groups_; ++g) {
+        const PixelPlane& plane = planes_[g];
+        stage(g, plane.first_read, plane.reads, scratch + plane.start + row * cols_ * plane.reads,
+              plane.reads);
+      }
+      if constexpr (per_read == 2) {
+        for (int64_t col = first; col < last; ++col, from += image_.stride_w) {
+          split_pairs(from, row * cols_ + col, scratch);
+        }
       }
     }
   }
 
  private:
-  // Null for the padding.
-  const Stored* pixel_at(int64_t n, int64_t y, int64_t x) const {
-    const bool exists = y >= 0 && y < image_.height && x >= 0 && x < image_.width;
-    return exists ? image_.at(n, 0, y, x) : nullptr;
-  }
-
-  // Source row y, from x on, to row `row` of all planes.
-  void split_row(int64_t n, int64_t y, int64_t x, int64_t cols, int64_t row, Operand* scratch) const {
-    const bool exists = y >= 0 && y < image_.height;
-    const int64_t begin = exists ? smaller(cols, larger(-x, int64_t{0})) : cols;
-    const int64_t end = exists ? larger(begin, smaller(cols, image_.width - x)) : cols;
-    const Stored* first = exists ? image_.at(n, 0, y, x + begin) : nullptr;
-    for (int64_t g = 0; g < groups_; ++g) {
-      const PixelPlane& plane = planes_[g];
-      const int64_t reads = plane.reads;
-      Operand* to = scratch + plane.start + row * cols_ * reads;
-      clear(to, begin * reads);
-      to += begin * reads;
-      if constexpr (per_read == 1) {
-        const Stored* from = first;
-        for (int64_t col = begin; col < end; ++col, to += reads, from += image_.stride_w) {
-          stage_reads(from, plane.first_read, reads, to);
-        }
-      } else {
-        to += (end - begin) * reads;
-      }
-      clear(to, (cols - end) * reads);
-    }
-    if constexpr (per_read == 2) {
-      for (int64_t col = begin; col < end; ++col) {
-        split_pixel(first + (col - begin) * image_.stride_w, row * cols_ + col, scratch);
-      }
-    }
-  }
-
+  bool gathers() const { return !in_order_ && !as_it_lies_; }
   // Pairs are put in order for all groups at once.
-  void split_pixel(const Stored* from, int64_t pixel, Operand* scratch) const {
+  bool splits_pairs() const { return per_read == 2 && planes_; }
+  void split_pairs(const Stored* from, int64_t pixel, Operand* scratch) const {
     Operand* line = scratch + line_;
     reorder_.run(from, reinterpret_cast<Stored*>(line));
     for (int64_t g = 0; g < groups_; ++g) {
@@ -327,48 +340,75 @@ class PixelSource {
     }
   }
 
-  // A few numbers: in line.
-  static void clear(Operand* to, int64_t count) {
+  // body(first, how many) of the reads that are staged together.
+  template <class Body>
+  void for_each_list(bool split, const Body& body) const {
+    if (!split) return body(int64_t{0}, reads_);
+    int64_t first = 0;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t reads = operands_for<Operand>(lists_.count(g));
+      body(first, reads);
+      first += reads;
+    }
+  }
+
+  // While pixels are copied memory brings what is copied later: behind them, or, where each group passes over a
+  // row, a share of the next row.
+  int64_t fetched(int64_t first) const {
+    if (planes_) return image_.stride_h + first;
+    return larger(fetched_ahead, ChannelOrder<Operand>::pixels_at_once * image_.stride_w);
+  }
+
+  // Of a row's ends a few numbers: in line.
+  static GROUPCONV_INLINE void clear(Operand* to, int64_t count) {
     const auto nothing = Vec<Operand>::broadcast(Operand{});
     for_each_vector<Operand>(
         count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA { nothing.store(to + i, mask); });
   }
 
-  void stage_pixel(const Stored* from, Operand* to) const {
-    if (!from) return fill_zero(to, staged_);
-    if constexpr (per_read == 2) {
-      reorder_.run(from, reinterpret_cast<Stored*>(to));
-    } else {
-      stage_reads(from, 0, staged_, to);
+  // Neighbouring pixels, `distance` apart where they go: `count` reads of them from `first` on, which are those of
+  // list `list`, or channels where pixels are staged as they lie.
+  void stage_run(const Stored* from, int64_t pixels, [[maybe_unused]] int64_t list, int64_t first,
+                 int64_t count, Operand* to, int64_t distance) const {
+    if constexpr (reads_stored && per_read == 1) {
+      if (gathers()) {
+        const int64_t ahead = fetched(first);
+        orders_[list].run(from, image_.stride_w, pixels,
+                          [&](int64_t p, const auto& places, Vec<Operand> x) GROUPCONV_INLINE_LAMBDA {
+                            __builtin_prefetch(from + p * image_.stride_w + ahead + places.first, 0, 2);
+                            places.store(x, to + p * distance);
+                          });
+        if (!prologue_) return;
+      }
+    }
+    for (int64_t p = 0; p < pixels; ++p, from += image_.stride_w, to += distance) {
+      stage_pixel(from, first, count, to);
     }
   }
 
-  // `count` reads from `first` on, or channels where pixels are staged as they lie.
-  GROUPCONV_INLINE void stage_reads(const Stored* from, int64_t first, int64_t count, Operand* to) const {
+  GROUPCONV_INLINE void stage_pixel(const Stored* from, int64_t first, int64_t count, Operand* to) const {
     const Prologue<Sum> prologue = prologue_ ? from_channel(prologue_, first) : prologue_;
-    const bool gathered = !in_order_ && !as_it_lies_;
-    if constexpr (reads_stored) {
-      if (!gathered && prologue_) return prepare_pixel(prologue, from + first, to, count);
+    if constexpr (per_read == 2) {
+      return reorder_.run(from, reinterpret_cast<Stored*>(to));
+    } else if constexpr (reads_stored) {
+      if (gathers()) return prepare_pixel(prologue, to, to, count);  // they are there
+      if (prologue_) return prepare_pixel(prologue, from + first, to, count);
+      const int64_t ahead = fetched(first);
       for_each_vector<Operand>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
-        if (!gathered) return Vec<Operand>::load(from + first + i, mask).store(to + i, mask);
-        // While it gathers, memory brings the pixels behind.
-        __builtin_prefetch(from + fetched_ahead + i);
-        const int32_t* order = order_ + first + i;
-        // Groups that have planes of their own leave no place empty.
-        const auto read = planes_
-                              ? Vec<Operand>::gather(from, order, mask)
-                              : Vec<Operand>::gather(from, order, Vec<Operand>::from_bits(taken_[i / lanes]));
-        read.store(to + i, mask);
+        __builtin_prefetch(from + ahead + i, 0, 2);
+        Vec<Operand>::load(from + first + i, mask).store(to + i, mask);
       });
-    } else if (gathered) {
-      for (int64_t i = 0; i < count; ++i) {
-        const int32_t channel = order_[first + i];
-        to[i] = channel == no_channel ? Operand(0) : widen(from[channel]);
-      }
     } else {
-      widen_row(from + first, 1, to, count);
+      if (gathers()) {
+        for (int64_t i = 0; i < count; ++i) {
+          const int32_t channel = order_[first + i];
+          to[i] = channel == no_channel ? Operand(0) : widen(from[channel]);
+        }
+      } else {
+        widen_row(from + first, 1, to, count);
+      }
+      if (prologue_) prepare_pixel(prologue, to, to, count);
     }
-    if (prologue_) prepare_pixel(prologue, to, to, count);
   }
 
   const Image<const Stored>& image_;
@@ -382,7 +422,7 @@ class PixelSource {
   int64_t staged_;                      // operands of a pixel
   int64_t pixel_, row_ = 0, cols_ = 0;  // from pixel to pixel and row to row; pixels in a staged row
   int32_t* order_ = nullptr;
-  uint32_t* taken_ = nullptr;  // bits of the reads that are channels
+  ChannelOrder<Operand>* orders_ = nullptr;  // of each list
   Reorder<Stored> reorder_;
   PixelPlane shared_{};                 // where all groups share one
   const PixelPlane* planes_ = nullptr;  // or null

@@ -2,6 +2,7 @@
 // finished, and stored.
 #pragma once
 
+#include "cpu/channel_order.h"
 #include "cpu/kernels.h"
 #include "cpu/staging.h"
 #include "cpu/vec.h"
@@ -20,37 +21,47 @@ class SumsOut {
   SumsOut(const ConvolveProblem<Stored>& problem, int64_t sums)
       : p_(problem), sums_(sums), finish_(p_.activation) {}
 
-  void plan(Workspace& shared) const { shared.plan<int32_t>(p_.dest.channels); }
+  void plan(Workspace& shared) const {
+    shared.plan<int32_t>(p_.dest.channels);
+    ChannelOrder<T>::plan(shared, p_.dest.channels, sums_);
+  }
   void open(Workspace& shared) {
     places_ = shared.take<int32_t>(p_.dest.channels);
-    for (int64_t c = 0; c < p_.dest.channels; ++c) places_[c] = static_cast<int32_t>(sums_);
+    for (int64_t c = 0; c < p_.dest.channels; ++c) places_[c] = no_channel;
   }
 
-  // Where each destination channel is found among a pixel's sums: behind them, until somebody says otherwise.
+  // Where each destination channel is found among a pixel's sums: nowhere, until somebody says otherwise.
   int32_t* places() const { return places_; }
-  // From one pixel's sums to the next's; a zero follows each.
-  int64_t distance() const { return row_distance<T>(sums_ + 1); }
+  // When all have said.
+  void prepare(Workspace& shared) { order_.open(shared, places_, p_.dest.channels, sums_); }
+  // From one pixel's sums to the next's.
+  int64_t distance() const { return row_distance<T>(sums_); }
   const Finish<T>& finish() const { return finish_; }
 
-  // One pixel's. `line`: scratch of as many numbers as the image has channels.
-  void permute(T* sums, const Stored* residual, Stored* dest, T* line) const {
-    sums[sums_] = T(0);  // where channels that no group writes are found
+  // Of pixels that are `dest_stride` apart. `line`: scratch of as many numbers as the image has channels.
+  void permute(const T* sums, int64_t pixels, const Stored* residual, Stored* dest, int64_t dest_stride,
+               T* line) const {
     if constexpr (in_vectors<Stored>) {
       if (is_clamp(p_.activation)) {
         const V_ low = V_::broadcast(finish_.range.low), high = V_::broadcast(finish_.range.high);
-        return for_each_vector<T>(p_.dest.channels, [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
-          // While it gathers, memory brings the lines that are stored to next.
-          __builtin_prefetch(dest + fetched_ahead + c, 1);
-          V_ sum = V_::gather(sums, places_ + c, mask);
-          if (residual) sum = sum + V_::load(residual + c, mask);
-          clamp(low, high, sum).store(dest + c, mask);
-        });
+        const int64_t ahead = larger(fetched_ahead, ChannelOrder<T>::pixels_at_once * dest_stride);
+        return order_.run(sums, distance(), pixels,
+                          [&](int64_t p, const auto& places, V_ sum) GROUPCONV_INLINE_LAMBDA {
+                            Stored* to = dest + p * dest_stride;
+                            // Meanwhile memory brings the lines that are stored to next.
+                            __builtin_prefetch(to + ahead + places.first, 1);
+                            if (residual) sum = sum + places.load(residual + p * dest_stride);
+                            places.store(clamp(low, high, sum), to);
+                          });
       }
     }
-    for_each_vector<T>(p_.dest.channels, [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
-      V_::gather(sums, places_ + c, mask).store(line + c, mask);
-    });
-    finish_run(finish_, line, 1, residual, dest, 1, p_.dest.channels);
+    for (int64_t p = 0; p < pixels; ++p) {
+      order_.run(sums + p * distance(), 0, 1,
+                 [&](int64_t, const auto& places, V_ sum)
+                     GROUPCONV_INLINE_LAMBDA { places.store(sum, line); });
+      finish_run(finish_, line, 1, residual ? residual + p * dest_stride : nullptr, dest + p * dest_stride, 1,
+                 p_.dest.channels);
+    }
   }
 
  private:
@@ -58,6 +69,7 @@ class SumsOut {
   int64_t sums_;
   Finish<T> finish_;
   int32_t* places_ = nullptr;
+  ChannelOrder<T> order_;
 };
 
 }  // namespace

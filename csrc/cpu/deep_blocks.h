@@ -18,18 +18,13 @@ namespace groupconv::cpu {
 namespace {
 
 template <class T>
-struct DeepTile {
+struct DeepTile : PixelDest<T> {
   const T* source;  // the group's first channel of the first pixel
   int64_t pixel_stride;
   const int64_t* offsets;  // [taps]
   int64_t taps, sources;
   const T* weight;  // [taps][vectors of sources][R][lanes], zero where no source is
   const T* bias;    // [lanes]
-  T* dest;
-  int64_t dest_stride;
-  const T* residual;  // at dest's strides, or null
-  bool clamped;
-  T low, high;
 };
 
 constexpr int deep_pixels = 4;
@@ -79,10 +74,7 @@ void multiply_deep(const DeepTile<T>& tile) {
   const V_ low = V_::broadcast(tile.low), high = V_::broadcast(tile.high);
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
-    V_ sum = V_::load(totals + p * R, mask) + bias;
-    if (tile.residual) sum = sum + V_::load(tile.residual + p * tile.dest_stride, mask);
-    if (tile.clamped) sum = clamp(low, high, sum);
-    sum.store(tile.dest + p * tile.dest_stride, mask);
+    finish_pixel(tile, p, mask, low, high, V_::load(totals + p * R, mask) + bias);
   }
 }
 
@@ -196,12 +188,7 @@ class DeepBlocks {
     tile.sources = block.sources;
     tile.weight = block.weight;
     tile.bias = block.bias;
-    tile.dest = run.dest + block.dest;
-    tile.dest_stride = run.dest_stride;
-    tile.residual = run.residual ? run.residual + block.dest : nullptr;
-    tile.clamped = run.clamped;
-    tile.low = run.low;
-    tile.high = run.high;
+    tile.set_dest(run, block.dest);
     multiply_deep_rows<T>(tile, block.rows, run.pixels);
   }
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "cpu/pair.h"
+#include "cpu/pixel_run.h"
 #include "cpu/strides.h"
 #include "cpu/vec.h"
 
@@ -21,7 +22,7 @@ namespace groupconv::cpu {
 namespace {
 
 template <class T, class Out = sum_t<T>>
-struct PixelTile {
+struct PixelTile : PixelDest<sum_t<T>, Out> {
   const T* source;  // first pixel
   int64_t pixel_stride;
   const int64_t*
@@ -29,13 +30,8 @@ struct PixelTile {
   int64_t depth;
   const T* weight;       // [depth][V · lanes]
   const sum_t<T>* bias;  // [V · lanes]
-  Out* dest;             // first pixel
-  int64_t dest_stride;
-  const Out* residual;  // at dest's strides, or null
-  int64_t channels;     // that exist, of the V · lanes
-  bool clamped;
-  sum_t<T> low, high;
-  bool lines = false;  // the offsets count up by one
+  int64_t channels;      // that exist, of the V · lanes
+  bool lines = false;    // the offsets count up by one
 };
 
 constexpr int most_pixels(int vectors, int taps) {

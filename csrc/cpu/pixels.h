@@ -12,6 +12,7 @@
 
 #include "core/partition.h"
 #include "cpu/channel_order.h"
+#include "cpu/pixel_run.h"
 #include "cpu/reorder.h"
 #include "cpu/staging.h"
 #include "cpu/vec.h"
@@ -109,18 +110,6 @@ int64_t count_reads(const ChannelLists& lists, int64_t groups) {
   for (int64_t g = 0; g < groups; ++g) reads += operands_for<Operand>(lists.count(g));
   return reads;
 }
-
-// Neighbouring lattice pixels, and where their results go.
-template <class X, class Out = sum_t<X>>
-struct PixelRun {
-  const X* source;
-  int64_t pixel_stride, pixels;
-  Out* dest;
-  int64_t dest_stride;
-  const Out* residual;  // at dest's strides, or null
-  bool clamped;
-  sum_t<X> low, high;
-};
 
 // Where a kernel finds the reads of a group in a tile.
 struct PixelPlane {

@@ -18,7 +18,7 @@ namespace groupconv::cpu {
 namespace {
 
 template <class T>
-struct SlotTile {
+struct SlotTile : PixelDest<T> {
   const T* source;  // the block's first number of the first pixel
   int64_t pixel_stride, depth;
   const int64_t* offsets;  // of runs of taps: first those of `together` taps, then single ones
@@ -26,12 +26,7 @@ struct SlotTile {
   const T* weight;         // [run][depth][taps of the run][lanes]
   const T* bias;           // [lanes]
   const int32_t* arrange;  // [lanes] which lane is stored in this place; null: as they are
-  T* dest;
-  int64_t dest_stride;
-  const T* residual;
   int64_t channels;
-  bool clamped;
-  T low, high;
 };
 
 constexpr int most_slot_pixels = vector_registers == 32 ? 14 : 8;
@@ -103,9 +98,7 @@ void multiply_slots(const SlotTile<T>& tile) {
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    if (tile.residual) sums[p] = sums[p] + V_::load(tile.residual + p * tile.dest_stride, mask);
-    if (tile.clamped) sums[p] = clamp(low, high, sums[p]);
-    sums[p].store(tile.dest + p * tile.dest_stride, mask);
+    finish_pixel(tile, p, mask, low, high, sums[p]);
   }
 }
 
@@ -255,13 +248,8 @@ class SlotBlocks {
     tile.weight = block.weight;
     tile.bias = block.bias;
     tile.arrange = block.arrange;
-    tile.dest = run.dest + block.dest;
-    tile.dest_stride = run.dest_stride;
-    tile.residual = run.residual ? run.residual + block.dest : nullptr;
+    tile.set_dest(run, block.dest);
     tile.channels = block.channels;
-    tile.clamped = run.clamped;
-    tile.low = run.low;
-    tile.high = run.high;
     switch (slots_) {
       case 1: return multiply_slots_run<T, 1>(tile, run.pixels);
       case 2: return multiply_slots_run<T, 2>(tile, run.pixels);

@@ -13,7 +13,7 @@ namespace groupconv::cpu {
 namespace {
 
 template <class T>
-struct SmallTile {
+struct SmallTile : PixelDest<T> {
   const T* source;  // the block's first source channel of the first pixel
   int64_t pixel_stride;
   int64_t sources, depth;   // channels to load, and of the largest group
@@ -21,12 +21,7 @@ struct SmallTile {
   const uint32_t* present;  // [depth] lanes whose group has such a source
   const T* weight;          // [depth][lanes]
   const T* bias;
-  T* dest;
-  int64_t dest_stride;
-  const T* residual;
   int64_t channels;
-  bool clamped;
-  T low, high;
 };
 
 constexpr int most_small_pixels = vector_registers == 32 ? 14 : 8;
@@ -58,9 +53,7 @@ void multiply_small(const SmallTile<T>& tile) {
   const V_ low = V_::broadcast(tile.low), high = V_::broadcast(tile.high);
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    if (tile.residual) sums[p] = sums[p] + V_::load(tile.residual + p * tile.dest_stride, mask);
-    if (tile.clamped) sums[p] = clamp(low, high, sums[p]);
-    sums[p].store(tile.dest + p * tile.dest_stride, mask);
+    finish_pixel(tile, p, mask, low, high, sums[p]);
   }
 }
 
@@ -199,13 +192,8 @@ class SmallBlocks {
     tile.present = block.present;
     tile.weight = block.weight;
     tile.bias = block.bias;
-    tile.dest = run.dest + block.dest;
-    tile.dest_stride = run.dest_stride;
-    tile.residual = run.residual ? run.residual + block.dest : nullptr;
+    tile.set_dest(run, block.dest);
     tile.channels = block.channels;
-    tile.clamped = run.clamped;
-    tile.low = run.low;
-    tile.high = run.high;
     multiply_small_run<T>(tile, run.pixels);
   }
 

@@ -118,13 +118,8 @@ class WideBlocks {
     tile.depth = block.depth;
     tile.weight = weight;
     tile.bias = block.bias;
-    tile.dest = run.dest + block.dest;
-    tile.dest_stride = run.dest_stride;
-    tile.residual = run.residual ? run.residual + block.dest : nullptr;
+    tile.set_dest(run, block.dest);
     tile.channels = block.channels;
-    tile.clamped = run.clamped;
-    tile.low = run.low;
-    tile.high = run.high;
     if (block.channels > lanes) {
       runs_ == TapRuns::none ? multiply_pixel_row<X, 2, 1>(tile, run.pixels)
                              : multiply_pixel_row<X, 2, taps_together>(tile, run.pixels);

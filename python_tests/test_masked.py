@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from helpers import DTYPES, ISAS, PARTITIONS, forced_isa, needs_native
+from helpers import (
+    DTYPES,
+    ISAS,
+    PARTITIONS,
+    assert_within_rounding,
+    exact,
+    forced_isa,
+    needs_native,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
@@ -260,13 +268,11 @@ def test_the_dense_weight_gradient_as_a_product_of_matrices(
     x, grad = x.to(dtype), grad.to(dtype)
     with forced_isa(isa):
         found = _ops.dense_conv2d_weight_grad(grad, x, 1, 1, *make_window(1, 1, 1, 0, 1))
-    expected = torch.einsum("bnhw,bchw->nc", grad.double(), x.double())[:, :, None, None]
-    scale = (3 * size * size) ** 0.5 * torch.finfo(
-        torch.float32 if dtype != torch.float64 else dtype
-    ).eps
-    torch.testing.assert_close(
-        found.double(), expected, rtol=8 * torch.finfo(dtype).eps, atol=20 * scale
-    )
+    assert_within_rounding(found, exact(_products_of_matrices, grad, x))
+
+
+def _products_of_matrices(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("bnhw,bchw->nc", grad, x)[:, :, None, None]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -287,13 +293,8 @@ def test_the_weight_gradient_of_wide_groups_as_products_of_matrices(
         found = _ops.conv2d_weight_grad(
             grad, x, partition.table(x.device), partition.entries, 1, 1, *window
         )
-    dense = torch.einsum("bnhw,bchw->nc", grad.double(), x.double())[:, :, None, None]
-    scale = (4 * size * size) ** 0.5 * torch.finfo(
-        torch.float32 if dtype != torch.float64 else dtype
-    ).eps
-    torch.testing.assert_close(
-        found.double(), partition.pack(dense), rtol=8 * torch.finfo(dtype).eps, atol=20 * scale
-    )
+    packed = exact(lambda *sides: partition.pack(_products_of_matrices(*sides)), grad, x)
+    assert_within_rounding(found, packed)
 
 
 # ---- packing ------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class PixelRowsConvolution {
       most_reads_ = larger(most_reads_, reads);
     });
     sums_ = sides_.dests.offsets[sides_.groups];
-    if (images_follow(p_, pixels_)) {
+    if (images_follow(pixels_, p_.source, p_.dest, p_.residual)) {
       pixels_ *= batch_;
       batch_ = 1;
     }

@@ -41,7 +41,7 @@ class TurnedConvolution {
         pixels_(p_.sweep->cols),
         reads_(sides_.sources.offsets[sides_.groups]),
         writes_(sides_.dests.offsets[sides_.groups]) {
-    if (images_follow(p_, pixels_)) {
+    if (images_follow(pixels_, p_.source, p_.dest, p_.residual)) {
       pixels_ *= images_;
       images_ = 1;
     }

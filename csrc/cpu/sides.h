@@ -36,11 +36,10 @@ struct Sides {
   T bias(int64_t dest) const { return problem.bias ? problem.bias[dest] : T(0); }
 };
 
-// Whether images, rows of so many pixels, follow each other like pixels of one.
-template <class Stored>
-bool images_follow(const ConvolveProblem<Stored>& p, int64_t pixels) {
-  const auto follow = [&](const auto& image) { return image.stride_n == pixels * image.stride_w; };
-  return follow(p.source) && follow(p.dest) && (!p.residual.data || follow(p.residual));
+// Whether images, rows of so many pixels, follow each other like pixels of one; those that are there.
+template <class... Images>
+bool images_follow(int64_t pixels, const Images&... images) {
+  return ((!images.data || images.stride_n == pixels * images.stride_w) && ...);
 }
 
 // The destination channels of every group are neighbours, in ascending order.

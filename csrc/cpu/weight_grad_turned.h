@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cpu/pointwise_grad.h"
+#include "cpu/sides.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
@@ -37,8 +38,7 @@ class TurnedWeightGrad {
         groups_(p_.partition->groups),
         images_(p_.input.batch),
         pixels_(p_.sweep->cols) {
-    const auto follow = [&](const auto& image) { return image.stride_n == pixels_ * image.stride_w; };
-    if (follow(p_.input) && follow(p_.grad)) {
+    if (images_follow(pixels_, p_.input, p_.grad)) {
       pixels_ *= images_;
       images_ = 1;
     }

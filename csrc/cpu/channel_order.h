@@ -9,6 +9,8 @@
 // Several pixels take turns, so that what is read about a vector of places is read once for all of them.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/caches.h"
 #include "cpu/gathers.h"
 #include "cpu/reorder.h"
@@ -97,9 +99,7 @@ class ChannelOrder {
 
  private:
   template <int N>
-  struct Count {
-    static constexpr int value = N;
-  };
+  using Count = std::integral_constant<int, N>;
 
   // Of a vector of places, on average: what takes no longer than another way.
   static int64_t worth() { return gathers_pay() ? 4 : 6; }

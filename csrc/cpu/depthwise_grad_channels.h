@@ -12,6 +12,8 @@
 // Lanes are in the input's order; where output channels lie elsewhere, their gradients are gathered.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/depthwise.h"
 #include "cpu/depthwise_prologue.h"
 #include "cpu/strides.h"
@@ -319,9 +321,7 @@ class DepthwiseGradChannels {
     }
   }
   template <int Count>
-  struct Pixels {
-    static constexpr int value = Count;
-  };
+  using Pixels = std::integral_constant<int, Count>;
 
   const WeightGradProblem<Stored>& p_;
   const Sweep& sweep_;

@@ -35,7 +35,7 @@ bool has_avx512_vnni() {
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-// A Zen 5 core starts vdpbf16ps as often as a multiply-add of float32, which does half the work; a Xeon that
+// A Zen 4 or 5 core starts vdpbf16ps as often as a multiply-add of float32, which does half the work; a Xeon that
 // was measured starts it a quarter as often, and widening to float32 is faster there. By vendor and not by
 // the clock, since the choice decides about last bits.
 bool has_fast_avx512_bf16() { return __builtin_cpu_is("amd"); }

@@ -9,6 +9,8 @@
 // N is whichever of 1, 2, 4, … takes least: groups of 8 destinations make two slots, groups of 9 five of eight.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/pixels.h"
 #include "cpu/sides.h"
 #include "cpu/strides.h"
@@ -51,9 +53,7 @@ GROUPCONV_INLINE Vec<float> load_repeated(const float* p) {
 }
 
 template <int Count>
-struct TapCount {
-  static constexpr int value = Count;
-};
+using TapCount = std::integral_constant<int, Count>;
 
 template <class T, int N, int P>
 void multiply_slots(const SlotTile<T>& tile) {

@@ -121,6 +121,26 @@ EDGES: dict[str, tuple[Partition, Geometry, int]] = {
         Geometry((10, 8), (3, 3), padding=AROUND),
         2,
     ),
+    "lanes, rows for what is left, and their last pixels one by one": (
+        Partition.random(70, 40, 2, seed=0),
+        Geometry((7, 8), (3, 3), padding=AROUND),
+        2,
+    ),
+    "lanes and rows, among them groups of rows alone and without inputs": (
+        Partition(
+            60,
+            80,
+            [range(30), range(30, 55), [], range(55, 60), [3, 8, 57]],
+            [range(19), range(19, 43), range(43, 62), range(62, 67), range(67, 80)],
+        ),
+        Geometry((28, 14), (3, 3), padding=AROUND),
+        2,
+    ),
+    "lanes and rows, taps one by one": (
+        Partition.random(36, 68, 2, seed=0),
+        Geometry((7, 7), (5, 5), padding=(2, 2, 2, 2)),
+        1,
+    ),
     "rows of fourteen, a window of their own": (
         Partition.random(20, 30, 2, seed=0),
         Geometry((5, 15), (5, 4), padding=(2, 2, 1, 1)),
@@ -312,9 +332,11 @@ def test_every_number_of_channels_to_transpose(isa: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @each_dtype
 def test_weights_in_lanes(isa: str, dtype: torch.dtype, layout: str, geometry: Geometry) -> None:
+    place = LAYOUTS[layout]
     partition = Partition.random(58, 60, 2, seed=0)
     x, weight, bias = tensors(partition, geometry, 2, dtype)
-    check_convolution(partition, geometry, LAYOUTS[layout](x), weight, bias)
+    residual = torch.randn_like(reference.conv2d(x, weight, bias, partition, *geometry.window))
+    check_convolution(partition, geometry, place(x), weight, bias, place(residual), "relu6")
 
 
 @each_dtype

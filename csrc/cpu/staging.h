@@ -299,11 +299,15 @@ void stage_vectors(const Image<const Stored>& image, int64_t n, ChannelSet chann
   for (int64_t i = 0; i < operands_for<T>(channels.count); ++i, scratch += channel_distance) {
     const auto row = [&](int64_t channel) { return image.at(n, channels[channel], top + rows.begin, 0); };
     T* to = scratch + begin;
+    // Meanwhile memory brings the next channel: a list of channels leads anywhere, so nobody else can guess it.
+    const int64_t next = channels_in<T> * (i + 1);
+    const Stored* fetched = row(next < channels.count ? next : channels_in<T> * i);
     fill_zero(scratch, begin);
     // load(pixels before, which are there)
     const auto copy = [&](auto load) GROUPCONV_INLINE_LAMBDA {
       const GapVector* gap = gaps;
       for_each_vector<T>(length, [&](int64_t at, auto stored) GROUPCONV_INLINE_LAMBDA {
+        __builtin_prefetch(fetched + gap->before, 0, 2);
         const uint32_t lanes = gap->lanes & stored;
         const Vec<T> x = load(gap->before, Vec<T>::first(__builtin_popcount(lanes)));
         expand(x, Vec<T>::from_bits(lanes)).store(to + at, stored);

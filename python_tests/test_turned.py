@@ -28,6 +28,7 @@ CASES = {
         Partition.random(170, 141, 3, seed=6, uneven=True),
         Geometry((19, 23)),
     ),
+    "more channels than L1 has lines": (Partition.random(640, 528, 16, seed=8), Geometry((9, 11))),
     "narrow groups": (Partition.random(88, 80, 8, seed=7), Geometry((17, 13))),
     "few inputs": (Partition.random(8, 40, 4, seed=2), Geometry((10, 12))),
     "one group": (Partition.random(33, 17, 1, seed=3), Geometry((7, 7))),

@@ -3,7 +3,8 @@
 // A few pixels at a time are turned into a row for each channel (transpose.h), multiplied with lanes over pixels
 // (multiply_turned.h), and the sums turned back into pixels. Rows are addressed by pointers, so neither a permutation of
 // the sources nor one of the destinations costs anything, where lanes over channels have to gather every vector of sums.
-// A row is as many pixels as a tile of registers takes: what is staged of a group stays in L1 and all of it in L2.
+// A row is as many pixels as a tile of registers takes: what is staged of a group stays in L1 and all of it in L2. Where
+// passing through L2 costs more than a narrower tile of registers (caches.h), it is one vector: the pixels' rows fit L1.
 //
 // While the pixels of one tile are multiplied those of the next are fetched, and the lines that the sums will be
 // written to: both are read once, from wherever they are, and turning waits for nothing else.
@@ -39,6 +40,7 @@ class TurnedConvolution {
         finish_(p_.activation),
         images_(p_.dest.batch),
         pixels_(p_.sweep->cols),
+        width_(row_width()),
         reads_(sides_.sources.offsets[sides_.groups]),
         writes_(sides_.dests.offsets[sides_.groups]) {
     if (images_follow(pixels_, p_.source, p_.dest, p_.residual)) {
@@ -48,16 +50,16 @@ class TurnedConvolution {
     int64_t tiles = 0;
     for (int64_t g = 0; g < sides_.groups; ++g) {
       most_sources_ = larger(most_sources_, sides_.sources.count(g));
-      tiles += turned_tiles<T>(sides_.dests.count(g));
+      tiles += turned_tiles<T>(sides_.dests.count(g), width_);
     }
     const int64_t stride = larger(p_.source.stride_w, p_.dest.stride_w);
-    const int64_t lines = turned_width * stride * static_cast<int64_t>(sizeof(T)) / line_bytes;
+    const int64_t lines = width_ * stride * static_cast<int64_t>(sizeof(T)) / line_bytes;
     lines_per_tile_ = divide_up(lines, larger(tiles, int64_t{1}));
   }
 
   void run() const {
     const int64_t wanted = p_.threads.run ? divide_up(pieces_for_threads, images_) : 1;
-    const int64_t cut = divide_up(divide_up(pixels_, wanted), turned_width) * turned_width;
+    const int64_t cut = divide_up(divide_up(pixels_, wanted), width_) * width_;
     const int64_t cuts = divide_up(pixels_, cut);
     for_each_item(p_.threads, images_ * cuts, [&](int64_t item) {
       const int64_t begin = item % cuts * cut;
@@ -74,41 +76,51 @@ class TurnedConvolution {
     int64_t* steps;
   };
 
+  // Narrow ones read the weights three times as often.
+  int64_t row_width() const {
+    constexpr int64_t narrow = narrow_turned_width<T>;
+    const auto bytes = [](int64_t numbers) { return numbers * static_cast<int64_t>(sizeof(T)); };
+    const bool pays = vector_registers == 32 && caches().own_is_slow &&
+                      bytes(p_.source.channels * narrow) <= caches().nearest &&
+                      4 * bytes(p_.partition->entries()) <= caches().own;
+    return pays ? narrow : turned_width;
+  }
+
   void run_pixels(int64_t image, int64_t begin, int64_t end) const {
     Workspace space;
-    space.plan<T>(p_.source.channels * turned_width);
-    space.plan<T>(p_.dest.channels * turned_width);
+    space.plan<T>(p_.source.channels * width_);
+    space.plan<T>(p_.dest.channels * width_);
     space.plan<const T*>(reads_);
     space.plan<T*>(writes_);
     space.plan<T>(writes_);
     space.plan<int64_t>(most_sources_);
     space.open();
-    T* staged = space.take<T>(p_.source.channels * turned_width);
-    T* sums = space.take<T>(p_.dest.channels * turned_width);
+    T* staged = space.take<T>(p_.source.channels * width_);
+    T* sums = space.take<T>(p_.dest.channels * width_);
     const Rows rows{space.take<const T*>(reads_), space.take<T*>(writes_), space.take<T>(writes_),
                     space.take<int64_t>(most_sources_)};
-    for (int64_t i = 0; i < reads_; ++i) rows.sources[i] = staged + sides_.sources.channels[i] * turned_width;
+    for (int64_t i = 0; i < reads_; ++i) rows.sources[i] = staged + sides_.sources.channels[i] * width_;
     for (int64_t r = 0; r < writes_; ++r) {
       const int64_t channel = sides_.dests.channels[r];
-      rows.dests[r] = sums + channel * turned_width;
+      rows.dests[r] = sums + channel * width_;
       rows.bias[r] = sides_.bias(channel);
     }
-    if (writes_ < p_.dest.channels) fill_zero(sums, p_.dest.channels * turned_width);  // some are nobody's
+    if (writes_ < p_.dest.channels) fill_zero(sums, p_.dest.channels * width_);  // some are nobody's
 
-    for (int64_t pixel = begin; pixel < end; pixel += turned_width) {
-      const int64_t count = smaller(turned_width, end - pixel);
+    for (int64_t pixel = begin; pixel < end; pixel += width_) {
+      const int64_t count = smaller(width_, end - pixel);
       const T* source = p_.source.at(image, 0, 0, pixel);
       T* dest = p_.dest.at(image, 0, 0, pixel);
       const T* residual = p_.residual.data ? p_.residual.at(image, 0, 0, pixel) : nullptr;
-      transpose_in(source, p_.source.stride_w, count, p_.source.channels, staged, turned_width);
-      if (count == turned_width) {
-        FetchedLines lines{reinterpret_cast<const char*>(source + turned_width * p_.source.stride_w),
+      transpose_in(source, p_.source.stride_w, count, p_.source.channels, staged, width_);
+      if (count == width_) {
+        FetchedLines lines{reinterpret_cast<const char*>(source + width_ * p_.source.stride_w),
                            reinterpret_cast<char*>(dest), lines_per_tile_};
-        for (int64_t g = 0; g < sides_.groups; ++g) multiply_turned(turned_job(g, rows), lines);
+        for (int64_t g = 0; g < sides_.groups; ++g) multiply_turned(turned_job(g, rows), width_, lines);
       } else {
         for (int64_t g = 0; g < sides_.groups; ++g) multiply_rest(g, rows, count);
       }
-      transpose_out(sums, turned_width, count, p_.dest.channels, finish_, residual, dest, p_.dest.stride_w);
+      transpose_out(sums, width_, count, p_.dest.channels, finish_, residual, dest, p_.dest.stride_w);
     }
   }
 
@@ -145,6 +157,7 @@ class TurnedConvolution {
   Sides<T> sides_;
   Finish<T> finish_;
   int64_t images_, pixels_;  // all images are one where they follow each other
+  int64_t width_;            // of the rows, in pixels
   int64_t reads_, writes_;   // of a pixel, by all groups
   int64_t most_sources_ = 0, lines_per_tile_ = 0;
 };

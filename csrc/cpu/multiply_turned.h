@@ -1,8 +1,9 @@
 // multiply_rows over rows of scratch that are one tile of registers wide, or two: what a longer tile decides for every
 // row and every step is known here, and a tile of a group with few channels takes as long as its multiply-adds.
 //
-// Tile: R destination rows × V vectors of pixels, weights read where they lie. Lines of memory are fetched between the
-// steps, one to read and one to write in each, which is no more at once than a core keeps in flight.
+// Tile: R destination rows × V vectors of pixels, three, or one where rows are narrow; weights read where they lie. Lines
+// of memory are fetched between the steps, one to read and one to write in each, which is no more at once than a core
+// keeps in flight.
 #pragma once
 
 #include "cpu/fetched_lines.h"
@@ -14,6 +15,8 @@ namespace groupconv::cpu {
 namespace {
 
 constexpr int64_t turned_width = 48;  // pixels: three cache lines of floats
+template <class T>
+constexpr int64_t narrow_turned_width = Vec<T>::lanes;
 
 // dest[r][q] = bias[r] + Σ_j weight[r][j] · source[j][q], of a group
 template <class T>
@@ -28,10 +31,9 @@ struct TurnedJob {
   int64_t rows;
 };
 
-template <class T, int R>
+template <class T, int V, int R>
 void multiply_turned_tile(const TurnedJob<T>& job, int64_t row, int64_t pixel, FetchedLines& lines) {
   using V_ = Vec<T>;
-  constexpr int V = tile_vectors(max_tile_rows);
   V_ sums[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -72,34 +74,41 @@ void multiply_turned_tile(const TurnedJob<T>& job, int64_t row, int64_t pixel, F
   }
 }
 
-template <class T, int R>
-void multiply_turned_rows(const TurnedJob<T>& job, int64_t row, FetchedLines& lines) {
-  for (int64_t pixel = 0; pixel < turned_width; pixel += tile_width<T>) {
-    multiply_turned_tile<T, R>(job, row, pixel, lines);
+template <class T, int V, int R>
+void multiply_turned_rows(const TurnedJob<T>& job, int64_t width, int64_t row, FetchedLines& lines) {
+  for (int64_t pixel = 0; pixel < width; pixel += V * Vec<T>::lanes) {
+    multiply_turned_tile<T, V, R>(job, row, pixel, lines);
   }
 }
 
-template <class T, int R = max_tile_rows - 1>
-void multiply_last_turned_rows(const TurnedJob<T>& job, int64_t row, FetchedLines& lines) {
+template <class T, int V, int R = max_tile_rows - 1>
+void multiply_last_turned_rows(const TurnedJob<T>& job, int64_t width, int64_t row, FetchedLines& lines) {
   if constexpr (R > 0) {
-    if (job.rows - row == R) return multiply_turned_rows<T, R>(job, row, lines);
-    multiply_last_turned_rows<T, R - 1>(job, row, lines);
+    if (job.rows - row == R) return multiply_turned_rows<T, V, R>(job, width, row, lines);
+    multiply_last_turned_rows<T, V, R - 1>(job, width, row, lines);
   }
 }
 
-template <class T>
-void multiply_turned(const TurnedJob<T>& job, FetchedLines& lines) {
+template <class T, int V>
+void multiply_turned(const TurnedJob<T>& job, int64_t width, FetchedLines& lines) {
   int64_t row = 0;
   for (; row + max_tile_rows <= job.rows; row += max_tile_rows) {
-    multiply_turned_rows<T, max_tile_rows>(job, row, lines);
+    multiply_turned_rows<T, V, max_tile_rows>(job, width, row, lines);
   }
-  multiply_last_turned_rows<T>(job, row, lines);
+  multiply_last_turned_rows<T, V>(job, width, row, lines);
+}
+template <class T>
+void multiply_turned(const TurnedJob<T>& job, int64_t width, FetchedLines& lines) {
+  if constexpr (vector_registers == 32) {
+    if (width == narrow_turned_width<T>) return multiply_turned<T, 1>(job, width, lines);
+  }
+  multiply_turned<T, tile_vectors(max_tile_rows)>(job, width, lines);
 }
 
 // How many tiles of registers the rows of a group take.
 template <class T>
-int64_t turned_tiles(int64_t rows) {
-  return divide_up(rows, int64_t{max_tile_rows}) * (turned_width / tile_width<T>);
+int64_t turned_tiles(int64_t rows, int64_t width) {
+  return divide_up(rows, int64_t{max_tile_rows}) * divide_up(width, tile_width<T>);
 }
 
 }  // namespace

@@ -394,6 +394,7 @@ GROUPCONV_INLINE void unstage_pixels(const Strip& strip, int64_t channels, int64
                                      int64_t pixel_stride) {
   using V_ = Vec<float>;
   const V_ low = V_::broadcast(finish.range.low), high = V_::broadcast(finish.range.high);
+  const bool clamps = finish.activation != Activation::none;
   LongRegister column[columns_at_once];
   // May read past the last pixel: into the next row, or into the slack behind the last.
   load_columns(strip.rows(), column);
@@ -404,7 +405,8 @@ GROUPCONV_INLINE void unstage_pixels(const Strip& strip, int64_t channels, int64
     const int64_t at = i * pixel_stride;
     if constexpr (Whole && in_vectors<Stored>) {
       if (residual) x = x + V_::load(residual + at);
-      clamp(low, high, x).store(dest + at);
+      if (clamps) x = clamp(low, high, x);
+      x.store(dest + at);
     } else {
       if (residual) x = x + load_widened<float>(residual + at, channels);
       store_narrowed(clamp(low, high, x), dest + at, channels);
@@ -433,9 +435,11 @@ void transpose_out(const T* rows, int64_t row_stride, int64_t pixels, int64_t ch
             const Stored* added = residual ? residual + q * pixel_stride : nullptr;
             int64_t c = begin;
             if (count == columns_at_once) {
+              SpacedStrip<T> strip = whole_strip<lanes>(from, c);
               for (; c + lanes <= end; c += lanes) {
-                unstage_pixels<true>(whole_strip<lanes>(from, c), lanes, count, finish,
-                                     added ? added + c : nullptr, to + c, pixel_stride);
+                unstage_pixels<true>(strip, lanes, count, finish, added ? added + c : nullptr, to + c,
+                                     pixel_stride);
+                for (int i = 0; i < lanes; i += 8) strip.move_eight_rows();
               }
             }
             for (; c < end; c += lanes) {

@@ -53,6 +53,7 @@ class SpacedStrip {
   GROUPCONV_INLINE SpacedStrip(const S* first, int64_t distance)
       : first_(first), strides_(distance * static_cast<int64_t>(sizeof(S))) {}
   GROUPCONV_INLINE void move(int64_t columns) { first_ += columns; }
+  GROUPCONV_INLINE void move_eight_rows() { first_ = strides_.at(first_, 8); }
   GROUPCONV_INLINE auto rows() const {
     const S* low = first_;
     const S* high = strides_.at(low, 8);

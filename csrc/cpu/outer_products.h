@@ -36,6 +36,9 @@ void add_outer_products(const OuterProducts<T>& job) {
   using V_ = Vec<T>;
   constexpr int R = max_tile_rows, lanes = V_::lanes, unrolled = 8;
   constexpr int64_t line = 64;
+  // A gradient in blocks is that of all channels, and what is read next soon needed: into L1. Small groups fetch far
+  // ahead, and it would push out what they multiply.
+  constexpr int nearness = Adjacent ? 3 : 2;
   V_ sums[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -76,7 +79,7 @@ void add_outer_products(const OuterProducts<T>& job) {
     const char* const* ahead = job.ahead + half * fetched;
     int64_t offset = 0;
     for (int64_t i = half ? rounds / 2 : 0; i < (half ? rounds : rounds / 2); ++i) {
-      for (int row = 0; row < fetched; ++row) __builtin_prefetch(ahead[row] + offset, 0, 2);
+      for (int row = 0; row < fetched; ++row) __builtin_prefetch(ahead[row] + offset, 0, nearness);
       offset += line;
 #pragma GCC unroll 8
       for (int pixel = 0; pixel < unrolled; ++pixel) step(pixel);

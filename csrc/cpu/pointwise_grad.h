@@ -8,7 +8,7 @@
 // it pays for groups of 32 channels and more.
 //
 // As many pixels as fill most of L1 in rows of 48 columns are staged at a time, and stay there while all rows of
-// the gradient pass over them; D and the block's gradient come from L2, where the next block's are fetched to.
+// the gradient pass over them; D and the block's gradient come from L2. What is read next is fetched meanwhile.
 // Where the gradient's channels have to be brought into blocks, so many rows of D are finished before the next are
 // begun as have their blocks in scratch.
 #pragma once
@@ -58,10 +58,13 @@ class PointwiseGrad {
            partition.entries() >= least_width * partition.outputs.offsets[partition.groups];
   }
 
-  // As rows of a panel they fill most of L1.
-  static int64_t most_pixels_at_once() {
-    return caches().nearest * 4 / 5 / (panel_columns * static_cast<int64_t>(sizeof(T)));
+  // As rows of a panel they fill most of a cache of so many bytes.
+  static int64_t pixels_in(int64_t cache) {
+    return cache * 4 / 5 / (panel_columns * static_cast<int64_t>(sizeof(T)));
   }
+
+  // Where the L1 is small, some lines of a panel come from L2, which costs less than passing over D more often.
+  static int64_t most_pixels_at_once() { return pixels_in(larger(caches().nearest, int64_t{48} << 10)); }
 
   explicit PointwiseGrad(const WeightGradProblem<Stored>& problem)
       : p_(problem),
@@ -350,11 +353,13 @@ class PointwiseGrad {
       T* to = blocks;
       for (int64_t block = part.begin; block < part.end; ++block, to += block_size) {
         const Stored* from = pixel + row_of(0, block) * grad.stride_c;
+        T row[max_tile_rows];  // all are read before any is written: so they become vectors
         if (grad.stride_c == 1) {
-          for (int r = 0; r < max_tile_rows; ++r) to[r] = element_of<T>(from[r]);
+          for (int r = 0; r < max_tile_rows; ++r) row[r] = element_of<T>(from[r]);
         } else {
-          for (int r = 0; r < max_tile_rows; ++r) to[r] = element_of<T>(from[r * grad.stride_c]);
+          for (int r = 0; r < max_tile_rows; ++r) row[r] = element_of<T>(from[r * grad.stride_c]);
         }
+        for (int r = 0; r < max_tile_rows; ++r) to[r] = row[r];
       }
     }
   }

@@ -55,7 +55,7 @@ class TurnedWeightGrad {
   static int64_t most_pixels(const WeightGradProblem<T>& p) {
     const int64_t fit =
         most_tile_bytes / static_cast<int64_t>(sizeof(T)) / (p.input.channels + p.grad.channels);
-    const int64_t lines = smaller(fit, Products::most_pixels_at_once()) / line;
+    const int64_t lines = smaller(fit, Products::pixels_in(caches().nearest)) / line;
     return ((lines - 1) | 1) * line;
   }
 

@@ -26,9 +26,10 @@ int64_t shared_cache() {
 }
 
 // On a Xeon that was measured, lines come from the shared cache little faster than from memory, and stores
-// past it pay from the core's own cache on. On a Zen 4 a layer and the next one, which reads its result, are
-// together faster with stores past it from a sixth of it on. Nobody measured others.
-bool shared_cache_is_slow() {
+// past it pay from the core's own cache on; rows of weights are there in time. On a Zen 4 a layer and the next one,
+// which reads its result, are together faster with stores past it from a sixth of it on, and a network waits for the
+// weights of every eight rows. Nobody measured others.
+bool is_like_xeon() {
 #if defined(GROUPCONV_X86)
   return __builtin_cpu_is("intel");
 #else
@@ -51,7 +52,8 @@ Caches find() {
   const int64_t nearest = ask(1, int64_t{32} << 10);
   const int64_t own = ask(2, int64_t{1} << 20);
   const int64_t known = shared_cache(), shared = known > 0 ? known : ask(3, int64_t{32} << 20);
-  return {nearest, own, shared_cache_is_slow() ? own : std::max(own, shared / 6), own_cache_is_slow()};
+  const bool xeon = is_like_xeon();
+  return {nearest, own, xeon ? own : std::max(own, shared / 6), own_cache_is_slow(), xeon};
 }
 
 }  // namespace

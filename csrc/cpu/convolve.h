@@ -197,6 +197,7 @@ class Convolution {
     }
     job.dests = dests;
     job.length = length;
+    job.fetches_weights = !p_.transposed && !caches().follows_rows;
     job.accumulate = accumulate_;
     const bool begins_line = (tile.row * sweep_.cols + tile.col) % Vec<T>::lanes == 0;
     job.stores = stores_ == Stores::streamed && !begins_line ? Stores::fetched : stores_;

@@ -11,7 +11,8 @@
 //
 // Weights are read where they lie: those of a tile's rows are equally far apart, so that four registers and the
 // first row's address reach all of them without an instruction (strides.h). Bringing them next to each other first
-// is no faster (benches/NOTES.md).
+// is no faster (benches/NOTES.md). In a network they come from beyond L2, in rows too short for some processors to guess
+// where the next ones begin: there the first tile of pixels fetches the weights of the rows below it.
 //
 // Sums leave for the image or for scratch: gaps between a tile's rows, which an image does not have, are taken out
 // on the way (row_gaps.h), and what is larger than the caches is stored past them (stores.h).
@@ -172,15 +173,29 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T, Out>& job, const Stride
       for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(w, x[v], sums[r][v]);
     }
   };
-  int64_t j = -depth;
   const int64_t begin = -(depth + ahead.count) / 2, end = begin + ahead.count;
   const Ahead<T> fetched{ahead.rows - begin, ahead.pixel, ahead.count};
-  for (; j < begin; ++j) step(j);
-  for (; j < end; ++j) {
-    fetched.template fetch<tile_vectors(R)>(j);
-    step(j);
+  const auto run = [&](const auto& each_step) GROUPCONV_INLINE_LAMBDA {
+    int64_t j = -depth;
+    for (; j < begin; ++j) each_step(j);
+    for (; j < end; ++j) {
+      fetched.template fetch<tile_vectors(R)>(j);
+      each_step(j);
+    }
+    for (; j != 0; ++j) each_step(j);
+  };
+  if (job.fetches_weights && pixel == 0) {
+    // Each step fetches as many as it reads.
+    const T* next_weights = first_weights + R * job.weight_row_stride;
+    run([&](int64_t j) GROUPCONV_INLINE_LAMBDA {
+      constexpr int into_l2 = 2;
+      __builtin_prefetch(next_weights, 0, into_l2);
+      next_weights += R;
+      step(j);
+    });
+  } else {
+    run(step);
   }
-  for (; j != 0; ++j) step(j);
 
 #if defined(__AVX512F__)
   if (job.gaps) return store_without_gaps<T, R, V, Tail>(job, sums, row, pixel, tail);

@@ -25,8 +25,9 @@ struct MultiplyJob {
   const sum_t<T>* bias;         // [rows], or null
   const Out* const* residuals;  // [rows], or null
   int64_t rows;
-  int64_t length;   // pixels
-  bool accumulate;  // add to what dests hold
+  int64_t length;        // pixels
+  bool fetches_weights;  // those of the rows below a tile's, which follow them
+  bool accumulate;       // add to what dests hold
   bool clamped;
   sum_t<T> low, high;
   Stores stores;          // streamed: dests begin lines

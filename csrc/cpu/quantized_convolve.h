@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cpu/byte_order.h"
+#include "cpu/channel_order.h"
 #include "cpu/for_each_item.h"
 #include "cpu/multiply_quad_blocks.h"
 #include "cpu/multiply_quads.h"
@@ -25,6 +26,8 @@ template <class Out>
 class QuantizedConvolution {
   // Pixels whose lines are kept at once.
   static constexpr int64_t most_together = has_byte_matrices ? 2 * block_rows : most_quad_pixels;
+
+  using DestOrder = std::conditional_t<__is_same(Out, float), ChannelOrder<float>, ByteOrder>;
 
   // Blocks of outputs that are computed together.
   struct Work {
@@ -218,7 +221,7 @@ class QuantizedConvolution {
     shared.plan<int64_t>(row_count());
     shared.plan<int64_t>(slots_);
     ByteOrder::plan(shared, reads_, source_.channels);
-    ByteOrder::plan(shared, dest_.channels, slots_);
+    DestOrder::plan(shared, dest_.channels, slots_);
     shared.plan<int8_t>(rest_bytes());
   }
 
@@ -495,11 +498,9 @@ class QuantizedConvolution {
     dest_order_.run(lines, slots_, dest, dest_.stride_w, pixels);
   }
   void permute_out(const float* lines, float* dest, int64_t pixels) const {
-    for (int64_t p = 0; p < pixels; ++p, lines += slots_, dest += dest_.stride_w) {
-      for_each_vector<float>(dest_.channels, [&](int64_t c, auto mask) GROUPCONV_INLINE_LAMBDA {
-        Vec<float>::gather(lines, place_of_ + c, mask).store(dest + c, mask);
-      });
-    }
+    dest_order_.run(lines, slots_, pixels,
+                    [&](int64_t p, const auto& places, auto x)
+                        GROUPCONV_INLINE_LAMBDA { places.store(x, dest + p * dest_.stride_w); });
   }
 
   void unstage(const Out* line, int64_t n, const Tile& tile) const {
@@ -533,7 +534,8 @@ class QuantizedConvolution {
   int32_t* place_of_ = nullptr;    // of a channel among the lanes
   int64_t *source_rows_ = nullptr,
           *dest_rows_ = nullptr;  // where the row of a staged byte, or a lane, begins
-  ByteOrder source_order_, dest_order_;
+  ByteOrder source_order_;
+  DestOrder dest_order_;
 };
 
 }  // namespace

@@ -118,14 +118,15 @@ def test_every_width_and_number_of_channels(isa: str, layout: str) -> None:
 @each_isa
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [19, 16, 7])
 def test_one_pixel_reaches_its_window_and_no_further(
-    isa: str, layout: str, value: float, dtype: torch.dtype
+    isa: str, layout: str, value: float, dtype: torch.dtype, width: int
 ) -> None:
     partition = Partition.random(18, 18, 18, seed=1)
-    geometry = around(3, size=(6, 19))
+    geometry = around(3, size=(6, width))
     ops, table, window = torch.ops.groupconv, partition.table("cpu"), (1,) * 8
     with forced_isa(isa):
-        for row, col in ((0, 0), (5, 18), (2, 15), (3, 16)):
+        for row, col in ((0, 0), (5, width - 1), (2, min(15, width - 1)), (3, width - 3)):
             x, weight, _ = tensors(partition, geometry, 1, dtype)
             grad = torch.randn_like(x)
             x[0, 7, row, col] = value
@@ -141,6 +142,14 @@ def test_one_pixel_reaches_its_window_and_no_further(
                 wide_grad, wide, partition, (3, 3), *geometry.window
             )
             assert torch.equal(weight_grad.isfinite(), expected.isfinite())
+            # Nor is one of the gradient, though torch multiplies the padding with it.
+            weight_grad = ops.conv2d_weight_grad(x, grad, table, 18, 3, 3, *window)
+            rows = [0 <= row + tap - 1 < 6 for tap in range(3)]
+            cols = [0 <= col + tap - 1 < width for tap in range(3)]
+            met = torch.tensor([[[down and right for right in cols] for down in rows]])
+            writer = [outputs[0] == 7 for outputs in partition.outputs]
+            met = met & torch.tensor(writer)[:, None, None]
+            assert torch.equal(weight_grad.isfinite(), ~met)
 
 
 @each_layout

@@ -4,6 +4,7 @@
 //   depthwise_rows.h      NCHW: lanes are pixels of a row
 //   depthwise_channels.h  channels_last: lanes are channels
 //   depthwise_grad_rows.h, depthwise_grad_channels.h  their weight gradients
+//   depthwise_strips.h, depthwise_grad_strips.h  NCHW, 3×3 with stride 1
 #pragma once
 
 #include "cpu/pixels.h"
@@ -70,6 +71,12 @@ class TapGrid {
   int64_t first_row_ = 0, first_col_ = 0;
   bool flipped_rows_ = false, flipped_cols_ = false;
 };
+
+// NCHW, with neighbouring pixels of a row next to each other.
+template <class Element>
+GROUPCONV_INLINE bool is_rows(const Image<Element>& image) {
+  return !image.channels_last() && (image.stride_w == 1 || image.width == 1);
+}
 
 // A vector of bfloat16 is gathered in twos.
 template <class Stored>

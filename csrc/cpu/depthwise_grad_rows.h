@@ -4,10 +4,7 @@
 // leave the registers room). Down a column, each loaded source vector meets all the gradients it belongs to.
 //   registers  9 sums, 4 gradients, 1 source
 //   loads      3×3: 18 sources and 4 gradients for 36 multiply-adds
-// A window of 3×3 with stride 1 goes down a strip of one vector of pixels instead: a source row meets the three
-// gradient rows that it belongs to, which stay in registers until they have met three source rows.
-//   registers  9 sums, 9 gradients (a row masked for each column of the window), 1 source
-//   loads      3 sources and 3 gradients for 9 multiply-adds
+// With 32 registers a window of 3×3 with stride 1 goes down strips instead (depthwise_grad_strips.h).
 //
 // A row outside the image, and a lane outside it, has no product: gradients are masked with the sources, so
 // that an Inf in one does not meet a zero in the other.
@@ -31,8 +28,7 @@ class DepthwiseGradRows {
       : p_(problem), sweep_(*problem.sweep), grid_(sweep_), prepared_(p_.input, p_.prologue, sweep_, grid_) {}
 
   static bool suits(const WeightGradProblem<Stored>& p) {
-    return !p.input.channels_last() && !p.grad.channels_last() && stands(p.grad) && stands(p.input) &&
-           p.sweep->source_step_w <= 2;
+    return is_rows(p.input) && is_rows(p.grad) && p.sweep->source_step_w <= 2;
   }
 
   void run() const {
@@ -46,8 +42,6 @@ class DepthwiseGradRows {
   }
 
  private:
-  static bool stands(const Image<const Stored>& image) { return image.stride_w == 1 || image.width == 1; }
-
   void run_groups(int64_t slice, int64_t first, int64_t end) const {
     const PartitionView& partition = *p_.partition;
     Workspace space;
@@ -77,10 +71,6 @@ class DepthwiseGradRows {
   };
 
   void run_channel(const Channel& channel) const {
-    if (vector_registers == 32 && grid_.rows == 3 && grid_.cols == 3 && grid_.row_step == 1 &&
-        grid_.col_step == 1 && sweep_.source_step_h == 1 && sweep_.source_step_w == 1) {
-      return add_strips(channel);
-    }
     const bool shares_rows = grid_.row_step == 1 && sweep_.source_step_h == sweep_.source_step_w;
     switch (shares_rows ? sweep_.source_step_w * 10 + grid_.rows : sweep_.source_step_w) {
       case 13: return add_columns<4, 3, 1>(channel);
@@ -91,85 +81,6 @@ class DepthwiseGradRows {
       case 27: return add_columns<4, 7, 2>(channel);
     }
     return sweep_.source_step_w == 1 ? add_columns<1, 1, 1>(channel) : add_columns<1, 1, 2>(channel);
-  }
-
-  static constexpr int window = 3;  // of a strip
-
-  void add_strips(const Channel& channel) const {
-    V_ sums[window * window];
-#pragma GCC unroll 9
-    for (int i = 0; i < window * window; ++i) sums[i] = zero<T>();
-    for (int64_t n = channel.first_image; n < channel.end_image; ++n) {
-      const Stored* grads = p_.grad.at(n, channel.output, 0, 0);
-      for (int64_t row = 0; row < sweep_.rows;) {
-        const Band<Stored> band = prepared_.band(n, channel.input, row, channel.prepared);
-        for (int64_t col = 0; col < sweep_.cols; col += lanes) add_strip(band, grads, col, sums);
-        row = band.end_row;
-      }
-    }
-    T totals[window * window];
-    sum_each<window * window>(sums, totals);
-    for (int i = 0; i < window; ++i) {
-      for (int j = 0; j < window; ++j) channel.weight_grad[grid_.weight(i, j)] += totals[i * window + j];
-    }
-  }
-
-  GROUPCONV_INLINE void add_strip(const Band<Stored>& band, const Stored* grads, int64_t col,
-                                  V_ (&sums)[window * window]) const {
-    const uint32_t all = (1u << smaller<int64_t>(lanes, sweep_.cols - col)) - 1;
-    typename V_::Mask inside[window];
-#pragma GCC unroll 3
-    for (int j = 0; j < window; ++j) {
-      inside[j] = V_::from_bits(all & pixels_inside(col + grid_.col(j), lanes, 1, p_.input.width));
-    }
-    const int64_t height = p_.input.height, stride = band.stride_h, grad_stride = p_.grad.stride_h;
-    const int64_t first = band.first_row, end = band.end_row, top = grid_.row(0);
-    const Stored* grad = grads + first * grad_stride + col;
-    const Stored* source = band.plane + (first + top) * stride + col + grid_.col(0);
-
-    V_ g[window][window];  // of gradient rows that come and go in turns
-    const auto load_grad = [&](V_(&to)[window]) GROUPCONV_INLINE_LAMBDA {
-#pragma GCC unroll 3
-      for (int j = 0; j < window; ++j) to[j] = V_::load(grad, inside[j]);
-      grad += grad_stride;
-    };
-    const auto add = [&](int64_t i, const V_& x, const V_& gradient, int j) GROUPCONV_INLINE_LAMBDA {
-      sums[i * window + j] = multiply_add(gradient, x, sums[i * window + j]);
-    };
-    // Source row `row` + top: those gradient rows meet it that there are.
-    int64_t row = first;
-    const auto add_row = [&](const V_(&newest)[window], const V_(&middle)[window], const V_(&oldest)[window])
-                             GROUPCONV_INLINE_LAMBDA {
-                               if (row + top >= 0 && row + top < height) {
-                                 const bool whole = row - 2 >= first && row < end;
-#pragma GCC unroll 3
-                                 for (int j = 0; j < window; ++j) {
-                                   V_ x = V_::load(source + j, inside[j]);
-                                   pin(x);
-                                   if (__builtin_expect(whole, 1)) {
-                                     add(0, x, newest[j], j);
-                                     add(1, x, middle[j], j);
-                                     add(2, x, oldest[j], j);
-                                   } else {
-                                     if (row < end) add(0, x, newest[j], j);
-                                     if (row - 1 >= first && row - 1 < end) add(1, x, middle[j], j);
-                                     if (row - 2 >= first) add(2, x, oldest[j], j);
-                                   }
-                                 }
-                               }
-                               ++row;
-                               source += stride;
-                             };
-    while (row < end + window - 1) {
-      if (row < end) load_grad(g[0]);
-      add_row(g[0], g[2], g[1]);
-      if (row == end + window - 1) break;
-      if (row < end) load_grad(g[1]);
-      add_row(g[1], g[0], g[2]);
-      if (row == end + window - 1) break;
-      if (row < end) load_grad(g[2]);
-      add_row(g[2], g[1], g[0]);
-    }
   }
 
   template <int R, int Height, int Step>

@@ -45,7 +45,9 @@ class PreparedPlane {
   }
 
  private:
-  Band<Stored> prepare(int64_t n, int64_t channel, int64_t row, Stored* scratch) const {
+  // Not inline: the loops around it need the registers.
+  __attribute__((noinline)) Band<Stored> prepare(int64_t n, int64_t channel, int64_t row,
+                                                 Stored* scratch) const {
     const Affine<T> affine = affine_of(prologue_, channel);
     const int64_t end_row = smaller(row + band_, sweep_.rows);
     const int64_t top = row * sweep_.source_step_h + grid_.row(0);

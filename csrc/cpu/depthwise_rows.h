@@ -39,16 +39,8 @@ class DepthwiseRows {
   }
 
   static bool suits(const ConvolveProblem<Stored>& p) {
-    return !p.source.channels_last() && !p.dest.channels_last() && is_clamp(p.activation) &&
-           p.dest.stride_w == 1 && (p.source.stride_w == 1 || p.source.width == 1) &&
+    return is_rows(p.source) && !p.dest.channels_last() && p.dest.stride_w == 1 && is_clamp(p.activation) &&
            p.sweep->source_step_w <= 2;
-  }
-
-  // A map of any size is computed without a copy, and with little to set up.
-  static bool goes_down_strips(const Sweep& sweep) {
-    const TapGrid grid(sweep);
-    return grid.rows == 3 && grid.cols == 3 && grid.row_step == 1 && grid.col_step == 1 &&
-           sweep.source_step_h == 1 && sweep.source_step_w == 1 && sweep.dest_step_w == 1;
   }
 
   void run() const {

@@ -9,11 +9,18 @@
 //   loads      3 for 9 multiply-adds, 6 where a vector is two channels
 #pragma once
 
+#include "cpu/depthwise.h"
 #include "cpu/staging.h"
 #include "cpu/vec.h"
 
 namespace groupconv::cpu {
 namespace {
+
+GROUPCONV_INLINE bool goes_down_strips(const Sweep& sweep) {
+  const TapGrid grid(sweep);
+  return grid.rows == 3 && grid.cols == 3 && grid.row_step == 1 && grid.col_step == 1 &&
+         sweep.source_step_h == 1 && sweep.source_step_w == 1 && sweep.dest_step_w == 1;
+}
 
 // What the strips of one tile have in common. Rows are counted in the source: sums begin with the two rows before
 // `first_row + 2`, so `end_row - first_row - 2` destination rows are made.
@@ -54,6 +61,7 @@ class WholeLanes {
   using Mask = typename V_::Mask;
 
   static Mask mask(uint32_t bits) { return V_::from_bits(bits); }
+  static GROUPCONV_INLINE Mask every(Mask m) { return m; }  // of all channels' lanes
   static GROUPCONV_INLINE V_ broadcast(const T* a, const T*) { return V_::broadcast(*a); }
   template <class Stored>
   static GROUPCONV_INLINE V_ load(const Stored* a, const Stored*, Mask m) {
@@ -62,6 +70,10 @@ class WholeLanes {
   template <class Stored>
   static GROUPCONV_INLINE void store(V_ x, Stored* a, Stored*, Mask m) {
     x.store(a, m);
+  }
+  template <int Count>
+  static GROUPCONV_INLINE void sum_each(const V_* sums, T* a, T*) {
+    cpu::sum_each<Count>(sums, a);
   }
 };
 
@@ -75,6 +87,7 @@ class HalfLanes {
   using Mask = __mmask8;  // of either half
 
   static Mask mask(uint32_t bits) { return static_cast<Mask>(bits); }
+  static GROUPCONV_INLINE V_::Mask every(Mask m) { return static_cast<V_::Mask>(m | m << 8); }
   static GROUPCONV_INLINE V_ broadcast(const float* a, const float* b) {
     constexpr auto upper = static_cast<__mmask16>(0xff00);
     return {_mm512_mask_broadcastss_ps(_mm512_set1_ps(*a), upper, _mm_load_ss(b))};
@@ -96,6 +109,10 @@ class HalfLanes {
     const __m256i words = x.rounded();
     _mm_mask_storeu_epi16(a, m, _mm256_castsi256_si128(words));
     _mm_mask_storeu_epi16(b, m, _mm256_extracti128_si256(words, 1));
+  }
+  template <int Count>
+  static GROUPCONV_INLINE void sum_each(const V_* sums, float* a, float* b) {
+    sum_each_half<Count>(sums, a, b);
   }
 };
 #endif

@@ -448,7 +448,8 @@ GROUPCONV_INLINE void sum_eight(const Vec<T>* sums, T* out) {
 }
 
 #if defined(__AVX512F__)
-GROUPCONV_INLINE void sum_eight(const Vec<float>* sums, float* out) {
+// Those of either half of the vectors, in quarters: the lower halves' sums 0 … 3, the upper halves', then 4 … 7 of both.
+GROUPCONV_INLINE __m512 sum_eight_halves(const Vec<float>* sums) {
   __m512 pairs[4], quads[2];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
@@ -462,8 +463,11 @@ GROUPCONV_INLINE void sum_eight(const Vec<float>* sums, float* out) {
         _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
   }
   // Each quarter of quads[i] now holds a part of the sums 4i … 4i + 3.
-  const __m512 halves = _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88),
-                                      _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88),
+                       _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
+}
+GROUPCONV_INLINE void sum_eight(const Vec<float>* sums, float* out) {
+  const __m512 halves = sum_eight_halves(sums);
   const __m512 total = _mm512_add_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1));
   _mm_storeu_ps(out, _mm512_castps512_ps128(total));
   _mm_storeu_ps(out + 4, _mm512_extractf32x4_ps(total, 2));
@@ -495,6 +499,31 @@ GROUPCONV_INLINE void sum_each(const Vec<T>* sums, T* out) {
 #pragma GCC unroll 8
   for (int i = whole; i < Count; ++i) out[i] = sums[i].sum();
 }
+
+#if defined(__AVX512F__)
+// The sums of the lower and of the upper lanes.
+template <int Count>
+GROUPCONV_INLINE void sum_each_half(const Vec<float>* sums, float* lower, float* upper) {
+  constexpr int whole = Count / 8 * 8;
+#pragma GCC unroll 4
+  for (int i = 0; i < whole; i += 8) {
+    const __m512 halves = sum_eight_halves(sums + i);
+    _mm_storeu_ps(lower + i, _mm512_castps512_ps128(halves));
+    _mm_storeu_ps(upper + i, _mm512_extractf32x4_ps(halves, 1));
+    _mm_storeu_ps(lower + i + 4, _mm512_extractf32x4_ps(halves, 2));
+    _mm_storeu_ps(upper + i + 4, _mm512_extractf32x4_ps(halves, 3));
+  }
+#pragma GCC unroll 8
+  for (int i = whole; i < Count; ++i) {
+    __m512 x = sums[i].v;
+    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+    x = _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0x4e));
+    x = _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0xb1));
+    lower[i] = _mm512_cvtss_f32(x);
+    upper[i] = _mm_cvtss_f32(_mm512_extractf32x4_ps(x, 2));
+  }
+}
+#endif
 
 }  // namespace
 }  // namespace groupconv::cpu

@@ -2,6 +2,7 @@
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_grad_channels.h"
 #include "cpu/depthwise_grad_rows.h"
+#include "cpu/depthwise_grad_strips.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/depthwise_small_maps.h"
 #include "cpu/isa/entry.h"
@@ -31,7 +32,8 @@ bool Kernels<Stored>::depthwise(const ConvolveProblem<Stored>& problem) {
     }
     if constexpr (has_all<Stored>) {
       const bool in_rows = DepthwiseRows<Stored>::suits(problem);
-      const bool in_strips = in_rows && DepthwiseRows<Stored>::goes_down_strips(*problem.sweep);
+      // Down strips a map of any size is computed without a copy, and with little to set up.
+      const bool in_strips = in_rows && goes_down_strips(*problem.sweep);
       if (!in_strips && DepthwiseSmallMaps<Stored>::suits(problem, shape)) {
         DepthwiseSmallMaps<Stored>(problem).run();
         return true;
@@ -54,6 +56,12 @@ bool Kernels<Stored>::depthwise_grad(const WeightGradProblem<Stored>& problem) {
       DepthwiseGradChannels<Stored>(problem, shape).run();
       return true;
     }
+#if defined(__AVX512F__)
+    if (DepthwiseGradStrips<Stored>::suits(problem)) {
+      DepthwiseGradStrips<Stored>(problem).run();
+      return true;
+    }
+#endif
     if (DepthwiseGradSmallMaps<Stored>::suits(problem, shape)) {
       DepthwiseGradSmallMaps<Stored>(problem).run();
       return true;

@@ -291,6 +291,24 @@ def test_any_damaged_table_is_refused_or_harmless() -> None:
     assert computed > 0
 
 
+@needs_native
+@pytest.mark.native
+@each_operation
+def test_a_table_says_what_it_says_now(name: str) -> None:
+    """A table that is written to between two calls is another one, wherever it lies."""
+    table = INT_TABLE.clone()
+    before = call(name, table=table)
+    first, second = int(table[OUTPUTS]), int(table[OUTPUTS + 1])
+    table[OUTPUTS], table[OUTPUTS + 1] = second, first
+    swapped = call(name, table=table)
+    assert torch.equal(swapped, call(name, table=table.clone()))
+    table[OUTPUTS + 1] = second
+    with pytest.raises(RuntimeError, match=f"output channel {second} is written by two groups"):
+        call(name, table=table)
+    table.copy_(INT_TABLE)
+    assert torch.equal(call(name, table=table), before)
+
+
 SETTINGS = ("stride_h", "stride_w", "dilation_h", "dilation_w")
 PADDINGS = ("pad_top", "pad_bottom", "pad_left", "pad_right")
 

@@ -98,7 +98,10 @@ std::string parse_partition(const int32_t* given, int64_t length, int64_t expect
   view.weight_offsets.resize(static_cast<size_t>(groups) + 1);
   view.weight_offsets[0] = 0;
   for (int64_t g = 0; g < groups; ++g) {
-    view.weight_offsets[g + 1] = view.weight_offsets[g] + view.inputs.count(g) * view.outputs.count(g);
+    const int64_t inputs = view.inputs.count(g), outputs = view.outputs.count(g);
+    view.weight_offsets[g + 1] = view.weight_offsets[g] + inputs * outputs;
+    view.most_inputs = std::max(view.most_inputs, inputs);
+    view.most_outputs = std::max(view.most_outputs, outputs);
   }
   return {};
 }
@@ -110,6 +113,7 @@ GroupRange::GroupRange(const PartitionView& all, int64_t most) : all_(all) {
   offsets_ = counts_ + counts;
   std::iota(counts_, offsets_, 0);
   view.inputs_complete = true;
+  view.most_inputs = 1;
 }
 
 GroupRange::~GroupRange() = default;
@@ -120,9 +124,11 @@ void GroupRange::take(int64_t first, int64_t end) {
   view.groups = view.in_channels = count;
   view.out_channels = given[count] - given[0];
   view.weight_offsets.resize(static_cast<size_t>(count) + 1);
+  view.most_outputs = 0;
   for (int64_t g = 0; g <= count; ++g) {
     offsets_[g] = given[g] - given[0];
     view.weight_offsets[static_cast<size_t>(g)] = offsets_[g];
+    if (g > 0) view.most_outputs = std::max<int64_t>(view.most_outputs, offsets_[g] - offsets_[g - 1]);
   }
   view.inputs = {counts_, counts_};
   view.outputs = {offsets_, counts_};

@@ -34,6 +34,7 @@ struct PartitionView {
   int64_t in_channels = 0;
   int64_t out_channels = 0;
   int64_t groups = 0;
+  int64_t most_inputs = 0, most_outputs = 0;  // of one group
   ChannelLists inputs{};
   ChannelLists outputs{};
   std::vector<int32_t> table;           // as it was when it was checked, whoever writes to it since

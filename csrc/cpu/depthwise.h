@@ -14,21 +14,18 @@ namespace groupconv::cpu {
 namespace {
 
 struct Depthwise {
-  int64_t most_outputs = 0;  // of one group: the channel multiplier
-  bool straight = true;      // every channel stays where it is
-  bool suits = true;         // one input in every group, none read twice
+  int64_t most_outputs;  // of one group: the channel multiplier
+  bool straight = true;  // every channel stays where it is
+  bool suits = true;     // one input in every group, none read twice
 
-  explicit Depthwise(const PartitionView& partition) {
-    suits = partition.groups == partition.inputs.offsets[partition.groups] && !partition.inputs_overlap &&
-            partition.out_channels > 0;
-    straight =
-        suits && partition.groups == partition.in_channels && partition.in_channels == partition.out_channels;
-    for (int64_t g = 0; g < partition.groups && suits; ++g) {
-      const int64_t outputs = partition.outputs.count(g);
-      suits = partition.inputs.count(g) == 1;
-      most_outputs = larger(most_outputs, outputs);
-      straight = straight && outputs == 1 && partition.inputs.of(g)[0] == partition.outputs.of(g)[0];
-    }
+  explicit Depthwise(const PartitionView& partition) : most_outputs(partition.most_outputs) {
+    const int64_t groups = partition.groups;
+    suits = partition.most_inputs == 1 && partition.inputs.offsets[groups] == groups &&
+            !partition.inputs_overlap && partition.out_channels > 0;
+    straight = suits && most_outputs == 1 && groups == partition.in_channels &&
+               groups == partition.out_channels &&
+               __builtin_memcmp(partition.inputs.channels, partition.outputs.channels,
+                                static_cast<size_t>(groups) * sizeof(int32_t)) == 0;
   }
 };
 

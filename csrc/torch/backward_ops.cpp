@@ -149,7 +149,8 @@ Gradients conv2d_backward(const Tensor& grad, const std::optional<Tensor>& outpu
   check_image("grad", grad);
   check_image("input", input);
   check_like("grad", grad, "input", input);
-  const PartitionView partition = read_partition(table, input.size(1), grad.size(1));
+  const KnownPartition known = read_partition(table, input.size(1), grad.size(1));
+  const PartitionView& partition = *known;
   check_weight(weight, partition);
   check_like("weight", weight, "input", input);
   const Window window = make_window(weight.size(1), weight.size(2), stride_h, stride_w, pad_top, pad_bottom,

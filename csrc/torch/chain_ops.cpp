@@ -12,6 +12,7 @@ namespace groupconv::ops {
 namespace {
 
 using Tensors = std::vector<Tensor>;
+using Stages = std::vector<KnownPartition>;
 
 // The channels between two stages, as the first of them says; reading its table holds it to that.
 int64_t written_channels(const Tensor& table) {
@@ -20,28 +21,26 @@ int64_t written_channels(const Tensor& table) {
 }
 
 // The stages' tables, checked against each other and against the weights.
-std::vector<PartitionView> read_stages(const Tensors& weights, const Tensors& tables, const Tensor& input,
-                                       int64_t out_channels) {
+Stages read_stages(const Tensors& weights, const Tensors& tables, const Tensor& input, int64_t out_channels) {
   STD_TORCH_CHECK(!tables.empty() && weights.size() == tables.size(),
                   "a chain needs one weight and one table ", "for every stage and at least one stage, got ",
                   weights.size(), " weights and ", tables.size(), " tables");
-  std::vector<PartitionView> stages;
+  Stages stages;
   for (size_t s = 0; s < tables.size(); ++s) {
-    const int64_t reads = s == 0 ? input.size(1) : stages.back().out_channels;
+    const int64_t reads = s == 0 ? input.size(1) : stages.back()->out_channels;
     const int64_t writes = s + 1 == tables.size() ? out_channels : written_channels(tables[s]);
-    PartitionView partition = read_partition(tables[s], reads, writes);
-    check_weight(weights[s], partition);
+    stages.push_back(read_partition(tables[s], reads, writes));
+    check_weight(weights[s], *stages.back());
     STD_TORCH_CHECK(weights[s].size(1) == 1 && weights[s].size(2) == 1, "the weight of stage ", s,
                     " must have a 1×1 window, got sizes ", sizes_text(weights[s]));
     check_like("weight", weights[s], "input", input);
-    stages.push_back(std::move(partition));
   }
   return stages;
 }
 
-int64_t total_entries(const std::vector<PartitionView>& stages) {
+int64_t total_entries(const Stages& stages) {
   int64_t total = 0;
-  for (const PartitionView& stage : stages) total += stage.entries();
+  for (const KnownPartition& stage : stages) total += stage->entries();
   return total;
 }
 
@@ -54,11 +53,10 @@ Tensor flat_image(const Tensor& tensor) {
 }
 
 template <class Compute>
-std::vector<cpu::ChainStage<Compute>> describe(const std::vector<PartitionView>& partitions,
-                                               const Tensors& weights) {
+std::vector<cpu::ChainStage<Compute>> describe(const Stages& partitions, const Tensors& weights) {
   std::vector<cpu::ChainStage<Compute>> stages;
   for (size_t s = 0; s < partitions.size(); ++s) {
-    stages.push_back({&partitions[s], static_cast<const Compute*>(weights[s].data_ptr())});
+    stages.push_back({partitions[s].get(), static_cast<const Compute*>(weights[s].data_ptr())});
   }
   return stages;
 }
@@ -71,9 +69,9 @@ Tensors weights_for_compute(const Tensors& weights) {
 }
 
 // A tile keeps every tensor of the chain, at most about one unit of pixels wide where they are many.
-void check_channels_fit(const std::vector<PartitionView>& stages) {
-  int64_t channels = stages.front().in_channels;
-  for (const PartitionView& stage : stages) channels += stage.out_channels;
+void check_channels_fit(const Stages& stages) {
+  int64_t channels = stages.front()->in_channels;
+  for (const KnownPartition& stage : stages) channels += stage->out_channels;
   STD_TORCH_CHECK(channels <= largest_setting, "a chain over ", channels, " channels in all is too large");
 }
 
@@ -85,7 +83,7 @@ cpu::Threads threads_for_chain(int64_t entries, int64_t pixels) {
 Tensor chain(const Tensor& input, const Tensors& weights, const std::optional<Tensor>& bias,
              const Tensors& tables, int64_t out_channels, int64_t activation) {
   check_image("input", input);
-  const std::vector<PartitionView> stages = read_stages(weights, tables, input, out_channels);
+  const Stages stages = read_stages(weights, tables, input, out_channels);
   check_channels_fit(stages);
   const Activation activate = make_activation(activation);
   check_bias("bias", bias, input, out_channels);
@@ -123,11 +121,11 @@ std::tuple<Tensor, Tensor> chain_grad(const Tensor& grad, const Tensor& input, c
                                       bool needs_weight_grad) {
   check_image("input", input);
   check_image("grad", grad);
-  const std::vector<PartitionView> stages = read_stages(weights, tables, input, grad.size(1));
+  const Stages stages = read_stages(weights, tables, input, grad.size(1));
   check_like("grad", grad, "input", input);
   check_sizes(
       "grad", grad,
-      output_sizes(Window{}, input.size(0), stages.back().out_channels, input.size(2), input.size(3)));
+      output_sizes(Window{}, input.size(0), stages.back()->out_channels, input.size(2), input.size(3)));
   STD_TORCH_CHECK(entries == total_entries(stages), "entries is ", entries, ", the partition tables say ",
                   total_entries(stages));
   check_channels_fit(stages);

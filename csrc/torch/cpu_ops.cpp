@@ -55,7 +55,8 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
                     int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
                     int64_t dilation_h, int64_t dilation_w, int64_t activation) {
   check_image("input", input);
-  const PartitionView partition = read_partition(table, input.size(1), out_channels);
+  const KnownPartition known = read_partition(table, input.size(1), out_channels);
+  const PartitionView& partition = *known;
   check_weight_or_grouped(weight, partition);
   check_like("weight", weight, "input", input);
   const int64_t rank = weight.dim();
@@ -93,7 +94,7 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
     const Window used = partition.entries() > 0 ? window : Window{};
     Sweep sweep = make_sweep(forward_axis(vertical(used), input.size(2), sizes[2]),
                              forward_axis(horizontal(used), input.size(3), sizes[3]), used.kernel_w,
-                             plane_pixels(problem.source, partition.inputs, partition.groups));
+                             plane_pixels(problem.source, partition.most_inputs));
     check_span(sweep, partition.in_channels + partition.out_channels);
     problem.sweep = &sweep;
     if (collapse(sweep, problem.source, problem.dest) && residual)
@@ -108,7 +109,8 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor&
                          int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
                          int64_t dilation_w, bool channels_last) {
   check_image("grad", grad);
-  const PartitionView partition = read_partition(table, in_channels, grad.size(1));
+  const KnownPartition known = read_partition(table, in_channels, grad.size(1));
+  const PartitionView& partition = *known;
   check_weight(weight, partition);
   check_like("weight", weight, "grad", grad);
   check_side("height", height);
@@ -151,7 +153,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor&
     if (positions(rows) < height || positions(cols) < width || !partition.inputs_complete) {
       torch::stable::zero_(input_grad);
     }
-    const int64_t pixels = plane_pixels(problem.source, partition.outputs, partition.groups);
+    const int64_t pixels = plane_pixels(problem.source, partition.most_outputs);
     for (const Axis& down : rows) {
       for (const Axis& right : cols) {
         Sweep sweep = make_sweep(down, right, window.kernel_w, pixels);
@@ -184,7 +186,8 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
   check_image("grad", grad);
   check_image("input", input);
   check_like("grad", grad, "input", input);
-  const PartitionView partition = read_partition(table, input.size(1), grad.size(1));
+  const KnownPartition known = read_partition(table, input.size(1), grad.size(1));
+  const PartitionView& partition = *known;
   STD_TORCH_CHECK(entries == partition.entries(), "entries is ", entries, ", the partition table says ",
                   partition.entries());
   const Window window = make_window(kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_bottom, pad_left,
@@ -225,7 +228,7 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
       problem.partition = &partition;
       problem.window_area = window.area();
       problem.threads = threads_for(partition, window, pixels);
-      const int64_t staged = plane_pixels(problem.input, partition.inputs, partition.groups);
+      const int64_t staged = plane_pixels(problem.input, partition.most_inputs);
       const auto add = [&](const Axis& down, const Axis& right, bool is_part) {
         Sweep sweep = make_sweep(down, right, window.kernel_w, staged);
         check_span(sweep, partition.in_channels + partition.out_channels);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/known_partitions.h"
 #include "core/partition.h"
 #include "core/sweep.h"
 #include "cpu/dispatch.h"
@@ -23,13 +24,15 @@ inline void check_table(const Tensor& table) {
   check_memory("the partition table", table);
 }
 
-inline PartitionView read_partition(const Tensor& table, int64_t in_channels, int64_t out_channels) {
+using KnownPartition = std::shared_ptr<const PartitionView>;
+
+inline KnownPartition read_partition(const Tensor& table, int64_t in_channels, int64_t out_channels) {
   check_table(table);
-  PartitionView view;
-  const std::string wrong =
-      parse_partition(table.const_data_ptr<int32_t>(), table.numel(), in_channels, out_channels, view);
-  STD_TORCH_CHECK(wrong.empty(), wrong);
-  return view;
+  std::string wrong;
+  const KnownPartition known =
+      known_partition(table.const_data_ptr<int32_t>(), table.numel(), in_channels, out_channels, wrong);
+  STD_TORCH_CHECK(known, wrong);
+  return known;
 }
 
 inline void check_weight(const Tensor& weight, const PartitionView& partition) {
@@ -42,12 +45,10 @@ inline void check_weight(const Tensor& weight, const PartitionView& partition) {
 // and a small call from Python is spared the view of it.
 inline void check_weight_or_grouped(const Tensor& weight, const PartitionView& partition) {
   if (weight.dim() != 4) return check_weight(weight, partition);
-  bool fits = weight.size(0) == partition.out_channels;
-  for (int64_t g = 0; g < partition.groups; ++g) {
-    fits = fits && partition.inputs.count(g) == weight.size(1) &&
-           partition.outputs.count(g) * partition.groups == partition.out_channels;
-  }
-  STD_TORCH_CHECK(fits,
+  const int64_t groups = partition.groups, reads = partition.inputs.offsets[groups];
+  const bool even =
+      partition.most_inputs * groups == reads && partition.most_outputs * groups == partition.out_channels;
+  STD_TORCH_CHECK(even && weight.size(0) == partition.out_channels && weight.size(1) == partition.most_inputs,
                   "a weight of 4 dimensions must be that of even groups, [outputs, inputs of a group, kh, "
                   "kw]; got ",
                   sizes_text(weight), " for ", partition.out_channels, " outputs");
@@ -112,9 +113,8 @@ Tensor sum_of_slices(const Tensor& slices) {
 
 // What one pixel of the source takes in scratch: where it is channels_last, all channels are staged at once.
 template <class Stored>
-int64_t plane_pixels(const Image<const Stored>& source, const ChannelLists& sources, int64_t groups) {
-  int64_t channels = source.channels_last() ? source.channels : 1;
-  for (int64_t g = 0; g < groups; ++g) channels = std::max(channels, sources.count(g));
+int64_t plane_pixels(const Image<const Stored>& source, int64_t most_sources) {
+  const int64_t channels = std::max<int64_t>(source.channels_last() ? source.channels : 1, most_sources);
   return cpu::tile_bytes / static_cast<int64_t>(sizeof(cpu::compute_t<Stored>)) / channels;
 }
 

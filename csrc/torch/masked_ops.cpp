@@ -123,7 +123,8 @@ Tensor dense_from(const Tensor& packed, const PartitionView& partition, ScalarTy
 
 Tensor pack(const Tensor& dense, const Tensor& table, int64_t entries, bool narrow) {
   STD_TORCH_CHECK(dense.dim() >= 2, "dense must have sizes [N, C, *kernel], got ", sizes_text(dense));
-  const PartitionView partition = read_partition(table, dense.size(1), dense.size(0));
+  const KnownPartition known = read_partition(table, dense.size(1), dense.size(0));
+  const PartitionView& partition = *known;
   STD_TORCH_CHECK(entries == partition.entries(), "entries is ", entries, ", the partition table says ",
                   partition.entries());
   check_dense("dense", dense, partition.out_channels, partition.in_channels);
@@ -134,7 +135,8 @@ Tensor pack(const Tensor& dense, const Tensor& table, int64_t entries, bool narr
 
 Tensor unpack(const Tensor& packed, const Tensor& table, int64_t out_channels, int64_t in_channels,
               bool widen) {
-  const PartitionView partition = read_partition(table, in_channels, out_channels);
+  const KnownPartition known = read_partition(table, in_channels, out_channels);
+  const PartitionView& partition = *known;
   STD_TORCH_CHECK(packed.is_cpu() && packed.dim() >= 1 && packed.size(0) == partition.entries(),
                   "the packed weight must have sizes [", partition.entries(), ", *kernel] on the CPU, got ",
                   sizes_text(packed));

@@ -34,7 +34,8 @@ void check_per_channel(const char* name, const Tensor& tensor, ScalarType dtype,
 }
 
 Tensor quantized_pack(const Tensor& weight, const Tensor& table, int64_t in_channels, int64_t out_channels) {
-  const PartitionView partition = read_partition(table, in_channels, out_channels);
+  const KnownPartition known = read_partition(table, in_channels, out_channels);
+  const PartitionView& partition = *known;
   check_dtype_is("weight", weight, ScalarType::Char, "int8");
   check_weight(weight, partition);
   const QuantizedLayout layout(partition);
@@ -75,7 +76,8 @@ Tensor quantized_conv2d(const Tensor& input, const Tensor& weight, const Tensor&
                         int64_t output_zero_point, bool floating) {
   check_image("input", input);
   check_dtype_is("input", input, ScalarType::Byte, "uint8");
-  const PartitionView partition = read_partition(table, input.size(1), out_channels);
+  const KnownPartition known = read_partition(table, input.size(1), out_channels);
+  const PartitionView& partition = *known;
   const Window window = make_window(kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_bottom, pad_left,
                                     pad_right, dilation_h, dilation_w);
   const QuantizedLayout layout(partition);

@@ -10,7 +10,8 @@ namespace groupconv::ops {
 namespace {
 
 struct Stage {
-  PartitionView partition;
+  KnownPartition known;
+  const PartitionView& partition;
   Tensor weight;
   std::optional<Tensor> bias;
   Activation activation;
@@ -18,7 +19,8 @@ struct Stage {
   Stage(const char* name, const Tensor& weight, const char* bias_name, const std::optional<Tensor>& bias,
         const Tensor& table, int64_t in_channels, int64_t out_channels, int64_t activation,
         const Tensor& input)
-      : partition(read_partition(table, in_channels, out_channels)),
+      : known(read_partition(table, in_channels, out_channels)),
+        partition(*known),
         weight(weight),
         bias(bias),
         activation(make_activation(activation)) {
@@ -143,7 +145,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& weight, const std::op
     // Without weights every window gives the same, nothing.
     const Window used = first.partition.entries() > 0 ? window : Window{};
     const Axis across = forward_axis(horizontal(used), source.width, width);
-    const int64_t planes = plane_pixels(source, first.partition.inputs, first.partition.groups);
+    const int64_t planes = plane_pixels(source, first.partition.most_inputs);
     const int64_t span = first.partition.in_channels + channels;
     check_span(make_sweep(forward_axis(vertical(used), source.height, height), across, used.kernel_w, planes),
                span);

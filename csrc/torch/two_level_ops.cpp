@@ -134,7 +134,8 @@ std::tuple<Tensor, Tensor> two_level(const Tensor& input, const Tensor& weight, 
   check_image("input", input);
   STD_TORCH_CHECK(coarse.dim() == 2, "coarse must have sizes [outputs, groups], got ", sizes_text(coarse));
   const int64_t out_channels = coarse.size(0);
-  const PartitionView partition = read_partition(table, input.size(1), out_channels);
+  const KnownPartition known = read_partition(table, input.size(1), out_channels);
+  const PartitionView& partition = *known;
   STD_TORCH_CHECK(coarse.size(1) == partition.groups, "coarse has ", coarse.size(1),
                   " columns, the partition table says ", partition.groups, " groups");
   check_weight(weight, partition);
@@ -174,7 +175,7 @@ std::tuple<Tensor, Tensor> two_level(const Tensor& input, const Tensor& weight, 
     problem.threads = threads_for(partition, window, sizes[0] * sizes[2] * sizes[3]);
     Sweep sweep = make_sweep(forward_axis(vertical(window), input.size(2), sizes[2]),
                              forward_axis(horizontal(window), input.size(3), sizes[3]), window.kernel_w,
-                             plane_pixels(problem.source, partition.inputs, partition.groups));
+                             plane_pixels(problem.source, partition.most_inputs));
     check_span(sweep, partition.in_channels + out_channels + partition.groups);
     problem.sweep = &sweep;
     auto shared_image = image_of<Stored>(shared);

@@ -189,6 +189,7 @@ class Convolution {
 
     MultiplyJob<Operand, To> job{};
     job.sources = sources;
+    job.from_afar = fetches_next_;
     job.steps = steps;
     job.columns = columns;
     if (copies_tiles()) {
@@ -304,6 +305,7 @@ class Convolution {
           steps[i] = i;
         }
         job.next = nullptr;
+        job.from_afar = false;
         job.weight = p_.coarse;
         job.depth = job.weight_row_stride = shared_;
         job.accumulate = true;

@@ -33,6 +33,10 @@ constexpr int tile_vectors(int rows) {
   return fit < 8 ? fit : 8;
 }
 
+// Pixels of a whole tile.
+template <class T>
+constexpr int64_t tile_width = tile_vectors(max_tile_rows) * Vec<T>::lanes;
+
 // The last element of a tile's vector v. What fetches lines asks for that one: of a row that does not begin a line, the
 // line of the first element was the last one of the tile before.
 template <class T>
@@ -47,13 +51,18 @@ struct TileSources {
   int64_t begin;
 };
 
+constexpr int into_l2 = 2;  // as __builtin_prefetch calls it
+
 // What a tile fetches for the one after it: it is narrow and its rows lie far apart, so the hardware does not guess
-// where they go on. A core keeps few lines in flight, so every tile of rows fetches its share, halfway through its steps:
-// where a tile begins, the lines that it will write are asked for.
+// where they go on. A core keeps few lines in flight to its L1, so every tile of rows fetches its share, halfway through
+// its steps: where a tile begins, the lines that it will write are asked for. A line from beyond L2 would hold one of
+// those few places for as long as memory takes: it is brought into L2 before, which has more of them.
 template <class T>
 struct Ahead {
   const T* const* rows;
   int64_t pixel, count;  // of the rows
+  int64_t further;       // pixels from there to what is brought into L2; 0: it lies there
+  int64_t written;  // pixels from this tile to the one whose lines are brought into L2 to be written; 0: none
 
   template <int V>
   GROUPCONV_INLINE void fetch(int64_t row) const {
@@ -61,6 +70,10 @@ struct Ahead {
     if (pixel == 0) __builtin_prefetch(source);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) __builtin_prefetch(source + last_of<T>(v));
+    if (further == 0) return;
+    source += further;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) __builtin_prefetch(source + last_of<T>(v), 0, into_l2);
   }
 };
 
@@ -68,8 +81,8 @@ struct Ahead {
 // likely what follows in memory: small images lie one behind the other.
 template <class T, class Out>
 Ahead<T> ahead_of(const MultiplyJob<T, Out>& job, int64_t pixel, int64_t count) {
-  if (pixel >= job.length && job.next) return {job.next, 0, count};
-  return {job.sources, pixel, count};
+  if (pixel >= job.length && job.next) return {job.next, 0, count, 0, 0};
+  return {job.sources, pixel, count, 0, 0};
 }
 
 template <class T, int R, int V, class Out>
@@ -146,7 +159,10 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T, Out>& job, const Stride
       const Out* dest = job.dests[row + r] + pixel;
       if (pixel == 0) __builtin_prefetch(dest, 1);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) __builtin_prefetch(dest + last_of<T>(v), 1);
+      for (int v = 0; v < V; ++v) {
+        if (ahead.written) __builtin_prefetch(dest + ahead.written + last_of<T>(v), 0, into_l2);
+        __builtin_prefetch(dest + last_of<T>(v), 1);
+      }
     }
   }
 
@@ -174,12 +190,11 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T, Out>& job, const Stride
     }
   };
   const int64_t begin = -(depth + ahead.count) / 2, end = begin + ahead.count;
-  const Ahead<T> fetched{ahead.rows - begin, ahead.pixel, ahead.count};
   const auto run = [&](const auto& each_step) GROUPCONV_INLINE_LAMBDA {
     int64_t j = -depth;
     for (; j < begin; ++j) each_step(j);
     for (; j < end; ++j) {
-      fetched.template fetch<tile_vectors(R)>(j);
+      ahead.template fetch<tile_vectors(R)>(j - begin);
       each_step(j);
     }
     for (; j != 0; ++j) each_step(j);
@@ -188,7 +203,6 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T, Out>& job, const Stride
     // Each step fetches as many as it reads.
     const T* next_weights = first_weights + R * job.weight_row_stride;
     run([&](int64_t j) GROUPCONV_INLINE_LAMBDA {
-      constexpr int into_l2 = 2;
       __builtin_prefetch(next_weights, 0, into_l2);
       next_weights += R;
       step(j);
@@ -250,6 +264,8 @@ void multiply_column(const MultiplyJob<T, Out>& job, const TileSources<T>& where
                      typename Vec<T>::Mask tail, int64_t share) {
   const Strides weight_rows = weight_rows_of(job);
   Ahead<T> ahead = ahead_of(job, pixel + V * Vec<T>::lanes, 0);
+  ahead.further = job.from_afar ? tile_width<T> : 0;
+  ahead.written = tile_width<T>;
   int64_t left = job.depth;
   for (int64_t row = 0; row < rows; row += max_tile_rows) {
     ahead.count = smaller(share, left);
@@ -302,8 +318,6 @@ void multiply_last_rows(const MultiplyJob<T, Out>& job, const TileSources<T>& wh
 // Of a row that does not begin a line most vectors lie in two, which takes two accesses, in every pass of a block of
 // rows over the tile. Where many pass, the tile is copied first to where its rows begin lines.
 constexpr int64_t rows_worth_a_copy = 16 * max_tile_rows;
-template <class T>
-constexpr int64_t tile_width = tile_vectors(max_tile_rows) * Vec<T>::lanes;
 
 template <class T, class Out>
 TileSources<T> copy_tile(const MultiplyJob<T, Out>& job, int64_t pixel) {

@@ -14,6 +14,7 @@ template <class T, class Out = sum_t<T>>
 struct MultiplyJob {
   const T* const* sources;  // [depth] rows, at the tile's first pixel
   const T* const* next;     // the rows that are read after these, as many, or null: nobody knows
+  bool from_afar;           // sources lie beyond a core's own caches
   const int64_t* steps;     // [depth] distance of source j's weight from a row's first weight
   int64_t depth;
   const T* weight;

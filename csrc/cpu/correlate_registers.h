@@ -9,29 +9,10 @@
 
 #include <type_traits>
 
-#include "cpu/matrix_registers.h"
-#include "cpu/pair.h"
+#include "cpu/correlate_pairs.h"
 
 namespace groupconv::cpu {
 namespace {
-
-constexpr int most_right_operands = 6;
-constexpr int64_t block_sums = block_rows * block_cols;
-constexpr int64_t pairs_deep = block_depth / 2;
-
-// Where 16 inputs' pairs begin that some tap reads, and the sums of that tap.
-struct RightOperand {
-  int64_t pairs, sums;
-};
-
-struct CorrelateRegistersJob {
-  const BFloat16* grads;  // 16 rows
-  int64_t grad_distance;
-  const Pair<BFloat16>* pairs;  // [pair][16 inputs]
-  int64_t places;               // a whole number of products
-  float* sums;
-  bool begins;  // nothing has been summed yet
-};
 
 // body(std::integral_constant) for 0 … N − 1.
 template <int N, class Body>
@@ -43,7 +24,7 @@ GROUPCONV_INLINE void for_each_register(const Body& body) {
 }
 
 template <int N>
-void correlate_registers(const CorrelateRegistersJob& job, const RightOperand* rights) {
+void correlate_registers(const CorrelatePairsJob& job, const RightOperand* rights) {
   constexpr int left = 6, right = 7;
   constexpr int64_t sum_bytes = block_cols * sizeof(float), pair_bytes = block_cols * sizeof(Pair<BFloat16>);
   const int64_t grad_bytes = job.grad_distance * static_cast<int64_t>(sizeof(BFloat16));
@@ -61,7 +42,7 @@ void correlate_registers(const CorrelateRegistersJob& job, const RightOperand* r
     load_register<left>(grads, grad_bytes);
     for_each_register<N>([&](auto i) GROUPCONV_INLINE_LAMBDA {
       load_register<right>(pairs[i], pair_bytes);
-      pairs[i] += pairs_deep * block_cols;
+      pairs[i] += block_depth / 2 * block_cols;
       multiply_registers<i, left, right>();
     });
   }
@@ -69,14 +50,24 @@ void correlate_registers(const CorrelateRegistersJob& job, const RightOperand* r
       [&](auto i) GROUPCONV_INLINE_LAMBDA { store_register<i>(job.sums + rights[i].sums, sum_bytes); });
 }
 
-// `count` right operands, no more than there are registers for.
-template <int N = most_right_operands>
-void correlate_some(const CorrelateRegistersJob& job, const RightOperand* rights, int64_t count) {
-  if constexpr (N > 1) {
-    if (count < N) return correlate_some<N - 1>(job, rights, count);
+class MatrixPairProducts {
+ public:
+  static constexpr int outputs_at_once = block_rows;
+  static constexpr int most_right_operands = 6;
+  // Quarters of the products that registers make which are wanted at least.
+  static constexpr int64_t least_quarters(bool) { return 1; }
+  static constexpr bool takes_runs = false;
+  using Registers = MatrixRegisters;
+
+  // `count` right operands, no more than there are registers for.
+  template <int N = most_right_operands>
+  static void correlate(const CorrelatePairsJob& job, const RightOperand* rights, int64_t count) {
+    if constexpr (N > 1) {
+      if (count < N) return correlate<N - 1>(job, rights, count);
+    }
+    correlate_registers<N>(job, rights);
   }
-  correlate_registers<N>(job, rights);
-}
+};
 
 }  // namespace
 }  // namespace groupconv::cpu

@@ -17,6 +17,10 @@
 #include "cpu/weight_grad_pixels.h"
 #include "cpu/weight_grad_turned.h"
 #include "cpu/workspace.h"
+#if defined(__AVX512BF16__)
+#include "cpu/correlate_pairs_vector.h"
+#include "cpu/weight_grad_pairs.h"
+#endif
 
 namespace groupconv::cpu {
 namespace {
@@ -207,6 +211,12 @@ class WeightGrad {
 template <class Stored>
 void weight_grad(const WeightGradProblem<Stored>& problem) {
   if (GROUPCONV_ISA::Kernels<Stored>::depthwise_grad(problem)) return;
+  if constexpr (multiplies_stored<Stored>) {
+#if defined(__AVX512BF16__)
+    using Pairs = PixelPairsGrad<VectorPairProducts>;
+    if (Pairs::suits(problem) && Pairs(problem).run()) return;
+#endif
+  }
   if (PointwiseGrad<Stored>::suits(problem)) return PointwiseGrad<Stored>(problem).run();
   if constexpr (transposes_vectors<Stored>) {
     using Turned = TurnedWeightGrad<Stored>;
@@ -215,7 +225,7 @@ void weight_grad(const WeightGradProblem<Stored>& problem) {
   if (PixelWeightGrad<Stored>::suits(problem)) return PixelWeightGrad<Stored>(problem).run();
   if (LaneWeightGrad<Stored>::suits(problem)) return LaneWeightGrad<Stored>(problem).run();
   if constexpr (multiplies_stored<Stored>) {
-    // Neighbouring pixels of rows are pairs as they lie; channels_last has to be transposed, and is widened.
+    // Neighbouring pixels of rows are pairs as they lie.
     if (!problem.prologue && !problem.input.channels_last() && !problem.grad.channels_last()) {
       return WeightGrad<Stored, Stored>(problem).run();
     }

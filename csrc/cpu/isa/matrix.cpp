@@ -1,10 +1,11 @@
 // What matrix registers multiply. False where it has to be done another way.
 #include "cpu/convolve_matrix.h"
 #include "cpu/convolve_matrix_pixels.h"
+#include "cpu/correlate_registers.h"
 #include "cpu/dispatch.h"
 #include "cpu/peak.h"
 #include "cpu/row_products_matrix.h"
-#include "cpu/weight_grad_matrix.h"
+#include "cpu/weight_grad_pairs.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 
@@ -18,7 +19,8 @@ bool convolve_matrix(const ConvolveProblem<BFloat16>& problem) {
 }
 
 bool weight_grad_matrix(const WeightGradProblem<BFloat16>& problem) {
-  return MatrixWeightGrad::suits(problem) && MatrixWeightGrad(problem).run();
+  using Pairs = PixelPairsGrad<MatrixPairProducts>;
+  return Pairs::suits(problem) && Pairs(problem).run();
 }
 
 double bf16_peak(double seconds) {

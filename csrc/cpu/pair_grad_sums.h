@@ -1,7 +1,7 @@
-// The sums of a weight gradient by matrix registers, from their blocks of 16 inputs × 16 outputs to the packed gradient.
+// The sums of a weight gradient by pairs of pixels, from their blocks of 16 inputs × 16 outputs to the packed gradient.
 #pragma once
 
-#include "cpu/correlate_registers.h"
+#include "cpu/correlate_pairs.h"
 #include "cpu/kernels.h"
 #include "cpu/sums_seen.h"
 #include "cpu/workspace.h"
@@ -10,9 +10,9 @@ namespace groupconv::cpu {
 namespace {
 
 // Of each slice of the batch, of each group [16 inputs][16 outputs][tap][output][input].
-class MatrixGradSums {
+class PairGradSums {
  public:
-  explicit MatrixGradSums(const WeightGradProblem<BFloat16>& problem)
+  explicit PairGradSums(const WeightGradProblem<BFloat16>& problem)
       : p_(problem), taps_(static_cast<int64_t>(p_.sweep->taps.size())), memory_(plan()) {
     space_.open(memory_);
     first_ = space_.take<float>(p_.slices * size_);

@@ -1,7 +1,8 @@
-"""The weight gradient of bfloat16 by matrix registers: where its rows of pixels can go wrong.
+"""The weight gradient of bfloat16 in pairs of pixels, by vectors (vdpbf16ps) and by matrix
+registers (tdpbf16ps): where its rows of pixels can go wrong.
 
-Every partition, window and layout of the other tests runs in this instruction set too, mostly on
-images that are too small for it.
+Every partition, window and layout of the other tests runs in these instruction sets too, mostly on
+images that are too small for them.
 """
 
 import itertools
@@ -22,19 +23,21 @@ from helpers import (
 
 from groupconv_ext import Partition, _ops, reference
 
+PAIRED = [isa for isa in ("avx512_bf16", "avx512_amx") if isa in ISAS]
+
 pytestmark = [
     needs_native,
     pytest.mark.native,
-    pytest.mark.skipif("avx512_amx" not in ISAS, reason="no matrix registers here"),
+    pytest.mark.skipif(not PAIRED, reason="neither vdpbf16ps nor tdpbf16ps here"),
 ]
 
 AROUND = (1, 1, 1, 1)
 TINY = 1e-39  # a denormal, in bfloat16 too
 
 
-@pytest.fixture(autouse=True)
-def matrix_registers() -> Iterator[None]:
-    with forced_isa("avx512_amx"):
+@pytest.fixture(autouse=True, params=PAIRED)
+def paired(request: pytest.FixtureRequest) -> Iterator[None]:
+    with forced_isa(request.param):
         yield
 
 
@@ -57,6 +60,7 @@ GEOMETRIES = {
     "3×3 stride 2": Geometry((9, 12), (3, 3), (2, 2), AROUND),
     "dilated": Geometry((11, 10), (3, 3), padding=(2, 2, 2, 2), dilation=(2, 2)),
     "far taps": Geometry((14, 13), (3, 3), padding=(4, 4, 4, 4), dilation=(4, 4)),
+    "more padding than image": Geometry((1, 1), (3, 3), padding=(1, 4, 1, 4)),
     "uneven": Geometry((9, 8), (3, 2), (1, 2), (0, 2, 1, 0)),
 }
 
@@ -161,7 +165,7 @@ def test_a_number_that_is_not_finite_reaches_no_other_entry(
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 def test_a_denormal_counts_as_zero(geometry: Geometry, layout: str) -> None:
-    """Which also shows that matrix registers are used: widened kernels keep denormals."""
+    """Which also shows that pairs are multiplied: widened kernels keep denormals."""
     partition = Partition.random(32, 32, 2, seed=0)
     grad, x = (LAYOUTS[layout](t) for t in operands(partition, geometry, 3))
     x.fill_(TINY)

@@ -1,4 +1,4 @@
-// Images as rows of pixels for matrix registers: bfloat16 as it is stored, several images behind each other.
+// Images as rows of pixels that are multiplied in pairs: bfloat16 as it is stored, several images behind each other.
 //
 // Where a window's taps reach beyond their row, or beyond their image, they find zeros. One row's zeros at
 // its end are the next one's at its beginning, and images share theirs likewise. Rows begin at even

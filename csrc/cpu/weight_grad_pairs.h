@@ -1,33 +1,33 @@
-// The driver of the weight gradient of bfloat16 for matrix registers.
+// The driver of the weight gradient of bfloat16 in pairs of pixels, by matrix registers (correlate_registers.h) or vectors
+// (correlate_pairs_vector.h), whichever `Products` are.
 //
-// 32 neighbouring pixels make a product. Left operands are rows of the gradient's pixels, right ones pairs of
-// pixels of 16 inputs, transposed from the input's rows. A tap of a window reads the same pairs so many
-// places further on; where that is an odd number, the gradient's rows are read one place further on as well,
-// from a copy that has them there.
+// Left operands are rows of the gradient's pixels, right ones pairs of pixels of 16 inputs, transposed from the
+// input's rows. A tap of a window reads the same pairs so many places further on; where that is an odd number, the
+// gradient's rows are read one place further on as well, from a copy that has them there.
 //
 // Both sides are rows in scratch, and small images follow each other there. What is between the rows of a
 // window's images is zero in the gradient, and in the input it is what its neighbours read. Were that
-// infinite, the sum would be none: then vectors do it all again, which skip these places.
+// infinite, the sum would be none: then all is done again another way, which skips these places.
 //
 // A tile of the images fits in L2; of it so many places are multiplied at once that their pairs stay in L1
-// while the gradient's rows of all outputs pass over them (correlate_registers.h).
+// while the gradient's rows of all outputs pass over them.
 #pragma once
 
 #include "cpu/caches.h"
-#include "cpu/matrix_grad_sums.h"
-#include "cpu/matrix_rows.h"
+#include "cpu/correlate_pairs.h"
+#include "cpu/pair_grad_sums.h"
+#include "cpu/pair_rows.h"
 #include "cpu/workspace.h"
 
 namespace groupconv::cpu {
 namespace {
 
-class MatrixWeightGrad {
+template <class Products>
+class PixelPairsGrad {
   using Operand = Pair<BFloat16>;
 
  public:
   static bool suits(const WeightGradProblem<BFloat16>& p) {
-    // Of the products that matrix registers make one in so many is wanted at least.
-    constexpr int64_t least_share = 4;
     if (p.prologue || !p.whole || p.sweep->taps.empty()) return false;
     for (const Image<const BFloat16>& image : {p.input, p.grad}) {
       if (image.channels_last() && image.channels < WantedChannels::at_once) return false;
@@ -35,14 +35,15 @@ class MatrixWeightGrad {
     const PartitionView& partition = *p.partition;
     int64_t possible = 0;
     for (int64_t g = 0; g < partition.groups; ++g) {
-      possible +=
-          round_up(partition.inputs.count(g), block_cols) * round_up(partition.outputs.count(g), block_rows);
+      possible += round_up(partition.inputs.count(g), block_cols) *
+                  round_up(partition.outputs.count(g), int64_t{Products::outputs_at_once});
     }
-    return partition.entries() * least_share >= possible &&
+    const int64_t quarters = Products::least_quarters(p.input.channels_last() || p.grad.channels_last());
+    return 4 * partition.entries() >= quarters * possible &&
            p.grad.batch * p.sweep->rows * p.sweep->cols >= block_depth;
   }
 
-  explicit MatrixWeightGrad(const WeightGradProblem<BFloat16>& problem)
+  explicit PixelPairsGrad(const WeightGradProblem<BFloat16>& problem)
       : p_(problem),
         sweep_(*problem.sweep),
         inputs_(p_.partition->inputs),
@@ -75,7 +76,7 @@ class MatrixWeightGrad {
     const bool cut = groups_ == 1 && p_.slices == 1 && p_.threads.count > 1;
     const int64_t cuts = cut ? smaller(blocks(most_inputs_), 4 * p_.threads.count) : 1;
     const Tiling tiling = cut_into_tiles();
-    const MatrixGradSums sums(p_);
+    const PairGradSums sums(p_);
     for_each_item(p_.threads, p_.slices * group_items * cuts, [&](int64_t item) {
       const int64_t part = item % cuts, group = item / cuts % group_items * groups_at_once;
       Item here{item / cuts / group_items, group, group + groups_at_once};
@@ -99,6 +100,8 @@ class MatrixWeightGrad {
   static constexpr int64_t most_blocks = 4;
   // Of so many places the sums are worth being loaded and stored.
   static constexpr int64_t least_places = 4 * block_depth;
+  // Between two runs of so many places memory is asked for some lines.
+  static constexpr int64_t places_of_run = 32;
 
   static int64_t blocks(int64_t channels) { return divide_up(channels, block_cols); }
 
@@ -117,6 +120,7 @@ class MatrixWeightGrad {
     Operand* pairs;  // [16 inputs][plane][pair][input]
     int64_t pairs_distance;
     RightOperand* rights;
+    PlaceRun* runs;
     SpreadRows input_rows, grad_rows;
     WantedChannels wanted_inputs, wanted_grads;
   };
@@ -167,7 +171,7 @@ class MatrixWeightGrad {
     return planes_.count * places / 2;
   }
 
-  void run_item(const Item& item, const Tiling& tiling, const MatrixGradSums& sums) const {
+  void run_item(const Item& item, const Tiling& tiling, const PairGradSums& sums) const {
     const int64_t units = p_.input.batch * tiling.count, end = units * (item.slice + 1) / p_.slices;
     int64_t unit = units * item.slice / p_.slices;
     if (unit == end) {  // fewer tiles than slices
@@ -193,6 +197,9 @@ class MatrixWeightGrad {
     space.plan<BFloat16>(odd_size);
     space.plan<Operand>(blocks_at_once_ * scratch.pairs_distance);
     space.plan<RightOperand>(blocks_at_once_ * taps_);
+    const int64_t rows =
+        Products::takes_runs ? most.size / most.pitch * at_once + most.padded / places_of_run : 0;
+    space.plan<PlaceRun>(rows);
     SpreadRows::plan(space, most.size);
     SpreadRows::plan(space, most.size);
     plan_wanted(space, input_whole_ ? p_.input.channels : 0);
@@ -203,6 +210,7 @@ class MatrixWeightGrad {
     scratch.odd_grads = space.take<BFloat16>(odd_size);
     scratch.pairs = space.take<Operand>(blocks_at_once_ * scratch.pairs_distance);
     scratch.rights = space.take<RightOperand>(blocks_at_once_ * taps_);
+    scratch.runs = space.take<PlaceRun>(rows);
     scratch.input_rows.open(space, most.size);
     scratch.grad_rows.open(space, most.size);
     scratch.wanted_inputs =
@@ -210,7 +218,7 @@ class MatrixWeightGrad {
     scratch.wanted_grads =
         want(space, grad_whole_ ? p_.grad.channels : 0, scratch.grad_distance, outputs_.channels);
 
-    const MatrixRegisters registers;
+    [[maybe_unused]] const typename Products::Registers registers;
     int64_t staged = 0;  // images that were, and had their zeros where these have them
     for (bool begins = true; unit < end; begins = false) {
       const Tile tile = tiling.tile(sweep_, unit % tiling.count);
@@ -222,8 +230,13 @@ class MatrixWeightGrad {
         list_rows(block, scratch);
         staged = images;
       }
-      add_block(item, block, scratch, sums);
       unit += images;
+      // Behind the last images the next group's first are read, since neighbouring items are mostly one thread's.
+      const int64_t next = unit < end ? unit : units * item.slice / p_.slices;
+      ReadsAhead ahead =
+          ahead_of(item, block, unit < end ? item.first_group : item.end_group, next / tiling.count,
+                   smaller(at_once, end - next), tiling.tile(sweep_, next % tiling.count));
+      add_block(item, block, scratch, sums, ahead);
     }
   }
 
@@ -282,8 +295,31 @@ class MatrixWeightGrad {
     }
   }
 
-  void add_block(const Item& item, const Block& block, const Scratch& scratch,
-                 const MatrixGradSums& all_sums) const {
+  // Of one group or of all a tile of the images from n on is read next.
+  ReadsAhead ahead_of(const Item& item, const Block& block, int64_t group, int64_t n, int64_t images,
+                      const Tile& tile) const {
+    ReadsAhead ahead{};
+    if (!Products::takes_runs || group == groups_) return ahead;
+    const bool one_group = item.end_group - item.first_group == 1;
+    if (input_whole_ || one_group) {
+      const Tile read{tile.row * sweep_.source_step_h, tile.col * sweep_.source_step_w,
+                      tile.rows * sweep_.source_step_h, tile.cols * sweep_.source_step_w};
+      ahead.input = {p_.input, n, images, {inputs_.of(group), inputs_.count(group)}, read};
+    }
+    if (grad_whole_ || one_group) {
+      ahead.grad = {p_.grad, n, images, {outputs_.of(group), outputs_.count(group)}, tile};
+    }
+    int64_t tiles = 0;
+    for (int64_t g = item.first_group; g < item.end_group; ++g) {
+      tiles += divide_up(blocks(inputs_.count(g)) * taps_, int64_t{Products::most_right_operands}) *
+               divide_up(outputs_.count(g), int64_t{Products::outputs_at_once});
+    }
+    ahead.share(tiles * divide_up(block.places.padded, places_of_run));
+    return ahead;
+  }
+
+  void add_block(const Item& item, const Block& block, const Scratch& scratch, const PairGradSums& all_sums,
+                 ReadsAhead& ahead) const {
     if (input_whole_) stage_input({nullptr, p_.input.channels}, block, scratch);
     if (grad_whole_) stage_grad({nullptr, p_.grad.channels}, block, scratch);
     for (int64_t g = item.first_group; g < item.end_group; ++g) {
@@ -300,10 +336,10 @@ class MatrixWeightGrad {
         const int64_t count = smaller(blocks_at_once_ * block_cols, ins - i);
         for (int64_t at = 0; at < block.places.padded; at += block.at_once) {
           pair_pixels(g, i, count, block, at, scratch);
-          multiply(block, scratch, grads, outs, at, scratch.rights, even * blocks(count), sums,
-                   all_sums.of_block());
-          multiply(block, scratch, scratch.odd_grads, outs, at, scratch.rights + even * blocks_at_once_,
-                   (taps_ - even) * blocks(count), sums, all_sums.of_block());
+          multiply(block, scratch, grads, outs, at, 0, scratch.rights, even * blocks(count), sums,
+                   all_sums.of_block(), ahead);
+          multiply(block, scratch, scratch.odd_grads, outs, at, 1, scratch.rights + even * blocks_at_once_,
+                   (taps_ - even) * blocks(count), sums, all_sums.of_block(), ahead);
         }
         sums += blocks(count) * sums_of_inputs;
       }
@@ -429,21 +465,53 @@ class MatrixWeightGrad {
     }
   }
 
-  // What all outputs' rows from `at` on and some right operands make of each other.
-  static void multiply(const Block& block, const Scratch& scratch, const BFloat16* grads, int64_t outs,
-                       int64_t at, const RightOperand* rights, int64_t count, float* sums,
-                       int64_t sums_of_outputs) {
+  // The places of [at, at + at_once) that hold pixels of the gradient, which is `odd` places further on. Each is in one
+  // run: where there are no zeros between two rows the last pixel of one comes to where the next begins.
+  int64_t list_runs(const Block& block, int64_t at, int64_t odd, PlaceRun* runs) const {
+    const RowPlaces& places = block.places;
+    const int64_t end = smaller(at + block.at_once, places.padded);
+    const int64_t begin = larger(at - 2, int64_t{0});  // whose row may reach here
+    int64_t done = at;
+    PlaceRun* run = runs;
+    for (int64_t image = begin / places.size; image < block.images; ++image) {
+      const int64_t start = image * places.size;
+      for (int64_t row = larger(begin - start, int64_t{0}) / places.pitch; row < block.tile.rows; ++row) {
+        const int64_t place = start + row * places.pitch;
+        if (place >= end) return run - runs;
+        const int64_t last = smaller(place + round_up(block.tile.cols + odd, 2), end);
+        for (done = larger(done, place); done < last;) {
+          const int64_t count = smaller(places_of_run, last - done);
+          *run++ = {done - at, count / 2};
+          done += count;
+        }
+      }
+    }
+    return run - runs;
+  }
+
+  // What all outputs' rows from `at` on, moved by `odd`, and some right operands make of each other.
+  void multiply(const Block& block, const Scratch& scratch, const BFloat16* grads, int64_t outs, int64_t at,
+                int64_t odd, const RightOperand* rights, int64_t count, float* sums, int64_t sums_of_outputs,
+                ReadsAhead& ahead) const {
     if (count == 0) return;
-    const int64_t step = divide_up(count, divide_up(count, int64_t{most_right_operands}));
-    CorrelateRegistersJob job{};
+    const int64_t step = divide_up(count, divide_up(count, int64_t{Products::most_right_operands}));
+    CorrelatePairsJob job{};
     job.grad_distance = scratch.grad_distance;
     job.pairs = scratch.pairs;
     job.places = smaller(block.at_once, block.places.padded - at);
     job.begins = block.begins && at == 0;
+    if constexpr (Products::takes_runs) {
+      job.runs = scratch.runs;
+      job.run_count = list_runs(block, at, odd, scratch.runs);
+      job.ahead = &ahead;
+    }
     for (int64_t r = 0; r < outs; r += block_rows, sums += sums_of_outputs) {
       job.grads = grads + r * scratch.grad_distance + at;
+      job.outputs = smaller(block_rows, outs - r);
       job.sums = sums;
-      for (int64_t i = 0; i < count; i += step) correlate_some(job, rights + i, smaller(step, count - i));
+      for (int64_t i = 0; i < count; i += step) {
+        Products::correlate(job, rights + i, smaller(step, count - i));
+      }
     }
   }
 

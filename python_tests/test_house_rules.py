@@ -136,6 +136,31 @@ def test_native_floors_only_go_down() -> None:
     assert not strays
 
 
+# The rooms of csrc/cpu, from the ground up; "cpu" is what lies beside them.
+CPU_FLOORS = (
+    {"processor"},
+    {"vector"},
+    {"cpu"},
+    {"staging", "products"},
+    {"drivers", "gradients", "depthwise", "masked"},
+    {"isa"},
+)
+
+
+def test_cpu_rooms_only_go_down() -> None:
+    level = {room: number for number, floor in enumerate(CPU_FLOORS) for room in floor}
+    strays = [
+        f"{path.relative_to(ROOT)} includes {header}"
+        for path in native_files(".h", ".cpp")
+        if allowed(path, "cpu")
+        for header in includes(path)
+        if header.startswith("cpu/")
+        if (own := path.parent.name) != (other := Path(header).parent.name)
+        and level[other] >= level[own]
+    ]
+    assert not strays
+
+
 def test_cmake_names_every_source() -> None:
     listed = set(re.findall(r"csrc/[\w/]+\.(?:cpp|cu)\b", (ROOT / "CMakeLists.txt").read_text()))
     found = {str(path.relative_to(ROOT)) for path in native_files(".cpp", ".cu")}

@@ -1,4 +1,4 @@
-// How int8 weights lie for the kernels that multiply bytes four to a 32-bit lane (cpu/quads.h).
+// How int8 weights lie for the kernels that multiply bytes four to a 32-bit lane (cpu/vector/quads.h).
 //
 // A quad is four inputs of a group, the last one filled up with zeros; a block is sixteen outputs, one to a
 // lane. A stream is what one block after another reads of a pixel: the quads of one group, or, where the

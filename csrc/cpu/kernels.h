@@ -11,7 +11,7 @@
 #include "core/problem.h"
 #include "core/prologue.h"
 #include "core/sweep.h"
-#include "cpu/convert.h"
+#include "cpu/vector/convert.h"
 
 namespace groupconv::cpu {
 

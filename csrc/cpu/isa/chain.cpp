@@ -1,6 +1,6 @@
-#include "cpu/chain.h"
+#include "cpu/drivers/chain.h"
 
-#include "cpu/isa/entry.h"
+#include "cpu/entry.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 

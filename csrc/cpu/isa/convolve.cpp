@@ -1,5 +1,5 @@
-#include "cpu/convolve_choice.h"
-#include "cpu/isa/entry.h"
+#include "cpu/drivers/convolve_choice.h"
+#include "cpu/entry.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 

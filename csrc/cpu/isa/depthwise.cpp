@@ -1,11 +1,11 @@
-#include "cpu/depthwise_bands.h"
-#include "cpu/depthwise_channels.h"
-#include "cpu/depthwise_grad_channels.h"
-#include "cpu/depthwise_grad_rows.h"
-#include "cpu/depthwise_grad_strips.h"
-#include "cpu/depthwise_rows.h"
-#include "cpu/depthwise_small_maps.h"
-#include "cpu/isa/entry.h"
+#include "cpu/depthwise/bands.h"
+#include "cpu/depthwise/channels.h"
+#include "cpu/depthwise/grad_channels.h"
+#include "cpu/depthwise/grad_rows.h"
+#include "cpu/depthwise/grad_strips.h"
+#include "cpu/depthwise/rows.h"
+#include "cpu/depthwise/small_maps.h"
+#include "cpu/entry.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 

@@ -1,10 +1,10 @@
 // What reads and writes every element once: packing, mask-weight products, and the ways back through an
 // epilogue and a prologue.
-#include "cpu/epilogue_grad.h"
-#include "cpu/isa/entry.h"
-#include "cpu/masked.h"
-#include "cpu/masked_grad.h"
-#include "cpu/prologue_grad.h"
+#include "cpu/entry.h"
+#include "cpu/gradients/epilogue_grad.h"
+#include "cpu/gradients/prologue_grad.h"
+#include "cpu/masked/masked.h"
+#include "cpu/masked/masked_grad.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 

@@ -1,11 +1,11 @@
 // What matrix registers multiply. False where it has to be done another way.
-#include "cpu/convolve_matrix.h"
-#include "cpu/convolve_matrix_pixels.h"
-#include "cpu/correlate_registers.h"
 #include "cpu/dispatch.h"
-#include "cpu/peak.h"
-#include "cpu/row_products_matrix.h"
-#include "cpu/weight_grad_pairs.h"
+#include "cpu/drivers/convolve_matrix.h"
+#include "cpu/drivers/convolve_matrix_pixels.h"
+#include "cpu/drivers/row_products_matrix.h"
+#include "cpu/gradients/correlate_registers.h"
+#include "cpu/gradients/weight_grad_pairs.h"
+#include "cpu/products/peak.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 

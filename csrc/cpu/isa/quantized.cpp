@@ -1,7 +1,7 @@
 // What multiplies bytes.
 #include "cpu/dispatch.h"
-#include "cpu/quantize.h"
-#include "cpu/quantized_convolve.h"
+#include "cpu/drivers/quantize.h"
+#include "cpu/drivers/quantized_convolve.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // The table of this instruction set.
 #include "cpu/dispatch.h"
-#include "cpu/isa/entry.h"
-#include "cpu/peak.h"
+#include "cpu/entry.h"
+#include "cpu/products/peak.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 

@@ -1,7 +1,7 @@
-#include "cpu/weight_grad.h"
+#include "cpu/gradients/weight_grad.h"
 
-#include "cpu/isa/entry.h"
-#include "cpu/pointwise_backward.h"
+#include "cpu/entry.h"
+#include "cpu/gradients/pointwise_backward.h"
 
 namespace groupconv::cpu::GROUPCONV_ISA {
 

@@ -1,0 +1,289 @@
+// The driver of a window's convolution and input gradient between NCHW images with lanes over destination channels
+// (multiply_lanes.h).
+//
+// Groups are the outer loop: a group's weights are brought into lanes once for all images. Of each tile the planes of
+// the group's sources are staged as in convolve.h; sums of up to 28 pixels, which follow each other in the image, are
+// transposed and leave for it with residual and clamp. The few destinations that a group has beyond whole vectors are
+// rows of pixels of the same planes (multiply.h).
+#pragma once
+
+#include "cpu/products/multiply.h"
+#include "cpu/products/multiply_lanes.h"
+#include "cpu/staging/pixels.h"
+#include "cpu/staging/sides.h"
+#include "cpu/staging/weights.h"
+#include "cpu/staging/workspace.h"
+#include "cpu/vector/transpose.h"
+
+namespace groupconv::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+template <class Stored>
+class LaneConvolution {
+  using T = compute_t<Stored>;
+  static constexpr int64_t lanes = Vec<T>::lanes;
+  static constexpr int64_t most_pixels = 28;
+
+ public:
+  static bool suits(const ConvolveProblem<Stored>& p) {
+    // Below this depth transposing the sums, and below so many pixels the weights, takes more than lanes gain.
+    constexpr int64_t least_depth = 64, least_pixels = 32;
+    constexpr int64_t most_bytes = 512 << 10;  // of a group's weights, in every thread's scratch
+    const Sweep& sweep = *p.sweep;
+    const Sides<Stored> sides(p);
+    if (p.coarse || sides.taps < 2 || sweep.rows < 2) return false;
+    if (lane_pixels(sweep.cols, together(sweep)) == 0) return false;
+    if (!stages_vectors<Stored, T>(p.source, Planes(sweep), sweep.cols + sweep.halo_cols)) return false;
+    if (p.dest.channels_last() || p.dest.stride_w != 1 || !p.dest.flat() || !is_clamp(p.activation))
+      return false;
+    if (sweep.dest_step_h != 1 || sweep.dest_step_w != 1 || (p.transposed && p.partition->inputs_overlap))
+      return false;
+    const int64_t pixels = p.dest.batch * sweep.rows * sweep.cols;
+    if (pixels < least_pixels) return false;
+    int64_t most_sources = 0, in_lanes = 0, taken = 0;
+    for (int64_t g = 0; g < sides.groups; ++g) {
+      if (weights_of(sides, g) * static_cast<int64_t>(sizeof(T)) > most_bytes) return false;
+      most_sources = larger(most_sources, sides.sources.count(g));
+      in_lanes += sides.dests.count(g) - dests_by_rows(sides, g);
+      taken += width_of(sides, g);
+    }
+    if (4 * in_lanes < 3 * taken || 2 * in_lanes < sides.dests.offsets[sides.groups]) return false;
+    if (tiling(sweep, most_sources, 1).across > 1) return false;
+    return p.partition->entries() * sides.taps >= least_depth * sides.dests.offsets[sides.groups];
+  }
+
+  explicit LaneConvolution(const ConvolveProblem<Stored>& problem)
+      : p_(problem),
+        sweep_(*problem.sweep),
+        sides_(problem),
+        planes_(sweep_),
+        runs_(runs_of_taps(sweep_, taps_together)),
+        range_(clamp_range<T>(p_.activation)) {
+    for (int64_t g = 0; g < sides_.groups; ++g)
+      most_sources_ = larger(most_sources_, sides_.sources.count(g));
+  }
+
+  void run() const {
+    const int64_t wanted = p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch * sides_.groups) : 1;
+    const Tiling tiles = tiling(sweep_, most_sources_, wanted);
+    const PlaneShape shape(sweep_, tiles.tile(sweep_, 0));  // no tile is larger
+    const int64_t vectors = divide_up(shape.size, lanes), left = -planes_.first_col - planes_.phases[0].col;
+    Workspace shared;
+    shared.plan<GapVector>(vectors);
+    shared.plan<GapVector>(vectors);
+    const SharedScratch memory(shared.bytes());
+    shared.open(memory);
+    const Gaps gaps{shared.take<GapVector>(vectors), shared.take<GapVector>(vectors)};
+    list_gaps<T>(gaps.source, vectors, shape.pitch, left, left + p_.source.width);
+    list_gaps<T>(gaps.dest, vectors, shape.pitch, 0, sweep_.cols);
+
+    // Every cut gives the same sums; one for each thread or two pack the weights least often.
+    const int64_t units = p_.dest.batch * tiles.count;
+    const int64_t slices =
+        smaller(units, p_.threads.count > 1 ? divide_up(4 * p_.threads.count, sides_.groups) : 1);
+    for_each_item(p_.threads, sides_.groups * slices, [&](int64_t item) {
+      const int64_t slice = item % slices;
+      run_units(item / slices, tiles, shape, gaps, units * slice / slices, units * (slice + 1) / slices);
+    });
+  }
+
+ private:
+  // Between rows of a tile's planes, and of the sums that are rows.
+  struct Gaps {
+    GapVector *source, *dest;
+  };
+
+  // The last of a group's destinations, where a vector of lanes for each pixel would take longer than rows of pixels:
+  // their vectors hold the gaps between rows too, and a multiply-add takes more loads.
+  static int64_t dests_by_rows(const Sides<Stored>& sides, int64_t group) {
+    const Sweep& sweep = *sides.problem.sweep;
+    const int64_t left = sides.dests.count(group) % lanes, pixels = sweep.rows * sweep.cols;
+    const int64_t vectors = divide_up(pixels + (sweep.rows - 1) * sweep.halo_cols, lanes);
+    return 10 * left * vectors < 9 * pixels ? left : 0;
+  }
+  // Of a group's other destinations.
+  static int64_t width_of(const Sides<Stored>& sides, int64_t group) {
+    return divide_up(sides.dests.count(group) - dests_by_rows(sides, group), lanes) * lanes;
+  }
+  static int64_t weights_of(const Sides<Stored>& sides, int64_t group) {
+    return sides.sources.count(group) * sides.taps * width_of(sides, group);
+  }
+  // Where a tile ends changes no sum.
+  static Tiling tiling(const Sweep& sweep, int64_t most_sources, int64_t wanted) {
+    return Tiling(sweep, most_sources, 0, sizeof(T), wanted);
+  }
+  static int together(const Sweep& sweep) {
+    return runs_of_taps(sweep, taps_together) == TapRuns::none ? 1 : taps_together;
+  }
+
+  void run_units(int64_t group, const Tiling& tiles, const PlaneShape& largest, const Gaps& gaps,
+                 int64_t begin, int64_t end) const {
+    const int64_t by_rows = dests_by_rows(sides_, group), in_lanes = sides_.dests.count(group) - by_rows;
+    const int64_t count = sides_.sources.count(group), width = width_of(sides_, group);
+    const int64_t depth = count * sides_.taps, depth_by_rows = by_rows > 0 ? depth : 0;
+    const int64_t distance = row_distance<T>(largest.size);
+    Workspace space;
+    space.plan<T>(weights_of(sides_, group));
+    space.plan<T>(width);
+    space.plan<T>(count * distance);
+    space.plan<T>(divide_up(most_pixels, lanes) * lanes * lanes);
+    space.plan<const T*>(depth);
+    space.plan<const T*>(depth_by_rows);
+    space.plan<int64_t>(depth_by_rows);
+    space.plan<T>(most_columns<T> * depth_by_rows);
+    space.open();
+    T* weight = space.take<T>(weights_of(sides_, group));
+    T* bias = space.take<T>(width);
+    T* staged = space.take<T>(count * distance);
+    T* sums = space.take<T>(divide_up(most_pixels, lanes) * lanes * lanes);
+    const T** sources = space.take<const T*>(depth);
+    MultiplyJob<T, Stored> rows{};
+    rows.depth = depth_by_rows;
+    rows.rows = by_rows;
+    rows.gaps = gaps.dest;
+    open_rows(rows, space, group, staged, distance, largest.pitch);
+
+    for (int64_t first = 0; first < in_lanes; first += lanes) {
+      pack(group, first, smaller(lanes, in_lanes - first), weight + first * depth);
+    }
+    for (int64_t r = 0; r < width; ++r)
+      bias[r] = r < in_lanes ? sides_.bias(sides_.dests.of(group)[r]) : T(0);
+    const int64_t run = together(sweep_);
+    const int64_t leftmost = runs_ == TapRuns::descending ? run - 1 : 0;
+    for (int64_t i = 0, j = 0; i < count; ++i) {
+      for (int64_t t = leftmost; t < sides_.taps; t += run) {
+        const Tap& tap = sweep_.taps[static_cast<size_t>(t)];
+        sources[j++] = staged + i * distance + tap.row * largest.pitch + tap.col;
+      }
+    }
+
+    LanesJob<T> job{};
+    job.first_tap = leftmost * lanes;
+    job.step = leftmost > 0 ? -lanes : lanes;
+    job.sources = sources;
+    job.depth = depth;
+    job.pitch = largest.pitch;
+    job.sums = sums;
+    const ChannelSet channels{sides_.sources.of(group), count};
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const Tile tile = tiles.tile(sweep_, unit % tiles.count);
+      const int64_t n = unit / tiles.count;
+      stage_vectors(p_.source, n, channels, planes_, tile, PlaneShape(sweep_, tile), gaps.source, staged,
+                    distance, p_.prologue);
+      for (int64_t first = 0; first < in_lanes; first += lanes) {
+        job.weight = weight + first * depth;
+        job.bias = bias + first;
+        run_lanes(job, n, tile, sides_.dests.of(group) + first, smaller(lanes, in_lanes - first));
+      }
+      if (by_rows > 0) run_rows(rows, n, tile, largest.pitch, sides_.dests.of(group) + in_lanes);
+    }
+  }
+
+  // weights[j][lane]: of `lanes` destinations from `first` on, zero where none is.
+  void pack(int64_t group, int64_t first, int64_t count, T* weights) const {
+    const int64_t row = sides_.dest_step(group);
+    pack_lanes(
+        sides_.weight(group) + first * row, row, sides_.source_step(group), sides_.sources.count(group),
+        sides_.taps, p_.window_area, [&](int64_t t) { return sweep_.taps[static_cast<size_t>(t)].weight; },
+        count, lanes, weights);
+  }
+
+  // Where the last destinations of a group, by rows, find their sources and weights.
+  void open_rows(MultiplyJob<T, Stored>& job, Workspace& space, int64_t group, const T* staged,
+                 int64_t distance, int64_t pitch) const {
+    const T** sources = space.take<const T*>(job.depth);
+    int64_t* steps = space.take<int64_t>(job.depth);
+    for (int64_t j = 0; j < job.depth; ++j) {
+      const int64_t i = j / sides_.taps;
+      const Tap& tap = sweep_.taps[static_cast<size_t>(j % sides_.taps)];
+      sources[j] = staged + i * distance + tap.row * pitch + tap.col;
+      steps[j] = i * sides_.source_step(group) + tap.weight;
+    }
+    job.sources = sources;
+    job.steps = steps;
+    job.columns = space.take<T>(most_columns<T> * job.depth);
+    const int64_t row = sides_.dest_step(group);
+    job.weight = sides_.weight(group) + (sides_.dests.count(group) - job.rows) * row;
+    job.weight_row_stride = row;
+  }
+
+  // Where a tile's sums go.
+  struct Rows {
+    Stored* dests[lanes];
+    const Stored* residuals[lanes];
+  };
+  Rows rows_of(int64_t n, const Tile& tile, const int32_t* channels, int64_t count) const {
+    Rows rows;
+    for (int64_t r = 0; r < count; ++r) {
+      rows.dests[r] = p_.dest.at(n, channels[r], tile.row, 0);
+      rows.residuals[r] = p_.residual.data ? p_.residual.at(n, channels[r], tile.row, 0) : nullptr;
+    }
+    return rows;
+  }
+
+  void run_rows(MultiplyJob<T, Stored> job, int64_t n, const Tile& tile, int64_t pitch,
+                const int32_t* channels) const {
+    const Rows rows = rows_of(n, tile, channels, job.rows);
+    T bias[lanes];
+    for (int64_t r = 0; r < job.rows; ++r) bias[r] = sides_.bias(channels[r]);
+    job.dests = rows.dests;
+    job.residuals = p_.residual.data ? rows.residuals : nullptr;
+    job.bias = bias;
+    job.length = tile_length(tile, pitch);
+    job.clamped = p_.activation != Activation::none;
+    job.low = range_.low;
+    job.high = range_.high;
+    multiply_rows(job);
+  }
+
+  void run_lanes(LanesJob<T> job, int64_t n, const Tile& tile, const int32_t* channels, int64_t count) const {
+    const Rows to = rows_of(n, tile, channels, count);
+    const int taps = together(sweep_);
+    const int64_t pixels = lane_pixels(tile.cols, taps), at_once = lane_rows(pixels, taps);
+    for (int64_t row = 0; row < tile.rows; row += at_once) {
+      const int64_t rows = smaller(at_once, tile.rows - row);
+      for (int64_t col = 0; col < tile.cols; col += pixels) {
+        job.offset = row * job.pitch + col;
+        taps == 1 ? multiply_lanes<T, 1>(job, pixels, rows)
+                  : multiply_lanes<T, taps_together>(job, pixels, rows);
+        finish(job.sums, rows * pixels, row * tile.cols + col, to, count);
+      }
+    }
+  }
+
+  // `pixels` sums of all lanes to the pixels of `count` channels from the `at`-th on.
+  void finish(const T* sums, int64_t pixels, int64_t at, const Rows& to, int64_t count) const {
+    const auto low = Vec<T>::broadcast(range_.low), high = Vec<T>::broadcast(range_.high);
+    for (int64_t p = 0; p < pixels; p += lanes) {
+      const auto mask = Vec<T>::first(smaller(lanes, pixels - p));
+      Vec<T> block[lanes];
+      load_square([&](int i) GROUPCONV_INLINE_LAMBDA { return sums + (p + i) * lanes; }, block);
+#pragma GCC unroll 16
+      for (int r = 0; r < lanes; ++r) {
+        if (r >= count) break;
+        if (p_.residual.data) block[r] = block[r] + Vec<T>::load(to.residuals[r] + at + p, mask);
+        clamp(low, high, block[r]).store(to.dests[r] + at + p, mask);
+      }
+    }
+  }
+
+  const ConvolveProblem<Stored>& p_;
+  const Sweep& sweep_;
+  Sides<Stored> sides_;
+  Planes planes_;
+  TapRuns runs_;
+  ClampRange<T> range_;
+  int64_t most_sources_ = 0;
+};
+#else
+template <class Stored>
+struct LaneConvolution {
+  explicit LaneConvolution(const ConvolveProblem<Stored>&) {}
+  static bool suits(const ConvolveProblem<Stored>&) { return false; }
+  void run() const {}
+};
+#endif
+
+}  // namespace
+}  // namespace groupconv::cpu

@@ -1,0 +1,532 @@
+// The driver of the weight gradient of bfloat16 in pairs of pixels, by matrix registers (correlate_registers.h) or vectors
+// (correlate_pairs_vector.h), whichever `Products` are.
+//
+// Left operands are rows of the gradient's pixels, right ones pairs of pixels of 16 inputs, transposed from the
+// input's rows. A tap of a window reads the same pairs so many places further on; where that is an odd number, the
+// gradient's rows are read one place further on as well, from a copy that has them there.
+//
+// Both sides are rows in scratch, and small images follow each other there. What is between the rows of a
+// window's images is zero in the gradient, and in the input it is what its neighbours read. Were that
+// infinite, the sum would be none: then all is done again another way, which skips these places.
+//
+// A tile of the images fits in L2; of it so many places are multiplied at once that their pairs stay in L1
+// while the gradient's rows of all outputs pass over them.
+#pragma once
+
+#include "cpu/gradients/correlate_pairs.h"
+#include "cpu/gradients/pair_grad_sums.h"
+#include "cpu/processor/caches.h"
+#include "cpu/staging/pair_rows.h"
+#include "cpu/staging/workspace.h"
+
+namespace groupconv::cpu {
+namespace {
+
+template <class Products>
+class PixelPairsGrad {
+  using Operand = Pair<BFloat16>;
+
+ public:
+  static bool suits(const WeightGradProblem<BFloat16>& p) {
+    if (p.prologue || !p.whole || p.sweep->taps.empty()) return false;
+    for (const Image<const BFloat16>& image : {p.input, p.grad}) {
+      if (image.channels_last() && image.channels < WantedChannels::at_once) return false;
+    }
+    const PartitionView& partition = *p.partition;
+    int64_t possible = 0;
+    for (int64_t g = 0; g < partition.groups; ++g) {
+      possible += round_up(partition.inputs.count(g), block_cols) *
+                  round_up(partition.outputs.count(g), int64_t{Products::outputs_at_once});
+    }
+    const int64_t quarters = Products::least_quarters(p.input.channels_last() || p.grad.channels_last());
+    return 4 * partition.entries() >= quarters * possible &&
+           p.grad.batch * p.sweep->rows * p.sweep->cols >= block_depth;
+  }
+
+  explicit PixelPairsGrad(const WeightGradProblem<BFloat16>& problem)
+      : p_(problem),
+        sweep_(*problem.sweep),
+        inputs_(p_.partition->inputs),
+        outputs_(p_.partition->outputs),
+        planes_(sweep_),
+        groups_(p_.partition->groups),
+        taps_(static_cast<int64_t>(sweep_.taps.size())),
+        input_whole_(p_.input.channels_last()),
+        grad_whole_(p_.grad.channels_last()),
+        input_direct_(!input_whole_ && p_.input.stride_w == 1 && sweep_.pointwise() && sweep_.rows == 1 &&
+                      sweep_.cols % 2 == 0),
+        input_spread_(sweep_.rows > 1 && SpreadRows::suits(p_.input) && planes_.count == 1 &&
+                      planes_.step_h == 1 && planes_.step_w == 1),
+        grad_spread_(sweep_.rows > 1 && SpreadRows::suits(p_.grad)) {
+    for (int64_t g = 0; g < groups_; ++g) {
+      most_inputs_ = larger(most_inputs_, inputs_.count(g));
+      most_outputs_ = larger(most_outputs_, outputs_.count(g));
+    }
+    for (const Tap& tap : sweep_.taps) any_odd_ |= tap.col % 2 != 0;
+    input_rows_ = input_direct_ ? 0 : input_whole_ ? p_.input.channels : most_inputs_;
+    grad_rows_ = grad_whole_ ? p_.grad.channels : most_outputs_;
+    blocks_at_once_ = larger(int64_t{1}, smaller(blocks(most_inputs_), most_blocks / taps_));
+  }
+
+  // False, and the gradient zero as it was, where some sum is not finite.
+  bool run() const {
+    const bool whole = input_whole_ || grad_whole_;
+    const int64_t group_items = whole ? 1 : groups_, groups_at_once = groups_ / group_items;
+    // One group's inputs can be cut without changing any sum.
+    const bool cut = groups_ == 1 && p_.slices == 1 && p_.threads.count > 1;
+    const int64_t cuts = cut ? smaller(blocks(most_inputs_), 4 * p_.threads.count) : 1;
+    const Tiling tiling = cut_into_tiles();
+    const PairGradSums sums(p_);
+    for_each_item(p_.threads, p_.slices * group_items * cuts, [&](int64_t item) {
+      const int64_t part = item % cuts, group = item / cuts % group_items * groups_at_once;
+      Item here{item / cuts / group_items, group, group + groups_at_once};
+      if (cut) {
+        here.first_input = blocks(most_inputs_) * part / cuts * block_cols;
+        here.end_input = blocks(most_inputs_) * (part + 1) / cuts * block_cols;
+      }
+      run_item(here, tiling, sums);
+    });
+    bool finite = true;
+    for_each_item(p_.threads, groups_, [&](int64_t group) {
+      if (!sums.store(group)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+    });
+    if (finite) return true;
+    fill_zero(p_.weight_grad, p_.slices * p_.partition->entries() * p_.window_area);
+    return false;
+  }
+
+ private:
+  // Blocks of inputs whose pairs are made together, of a convolution with one tap.
+  static constexpr int64_t most_blocks = 4;
+  // Of so many places the sums are worth being loaded and stored.
+  static constexpr int64_t least_places = 4 * block_depth;
+  // Between two runs of so many places memory is asked for some lines.
+  static constexpr int64_t places_of_run = 32;
+
+  static int64_t blocks(int64_t channels) { return divide_up(channels, block_cols); }
+
+  // Groups of a slice of the batch, and which of their inputs.
+  struct Item {
+    int64_t slice, first_group, end_group;
+    int64_t first_input = 0, end_input = INT64_MAX;
+
+    int64_t inputs_end(int64_t count) const { return smaller(end_input, count); }
+  };
+
+  // Rows of some channels' places, and what they are as operands.
+  struct Scratch {
+    BFloat16 *inputs, *grads, *odd_grads;
+    int64_t input_distance, grad_distance;
+    Operand* pairs;  // [16 inputs][plane][pair][input]
+    int64_t pairs_distance;
+    RightOperand* rights;
+    PlaceRun* runs;
+    SpreadRows input_rows, grad_rows;
+    WantedChannels wanted_inputs, wanted_grads;
+  };
+
+  // Some images' tile.
+  struct Block {
+    int64_t n, images;
+    Tile tile;
+    RowPlaces places;
+    int64_t at_once;  // places that are multiplied
+    bool begins;      // nothing has been summed yet
+  };
+
+  // Whole images where all that is staged of one fits half of L2; some, of one group, in less.
+  Tiling cut_into_tiles() const {
+    Tiling tiling(sweep_, input_rows_ * planes_.count, grad_rows_, 1, 1);
+    if (sweep_.rows > 1) return tiling;
+    // Few tiles, and all but the last whole products.
+    tiling.across = divide_up(sweep_.cols, larger(most_staged() / bytes_of_place(), block_depth));
+    tiling.tile_cols = round_up(divide_up(sweep_.cols, tiling.across), block_depth);
+    tiling.count = tiling.across = divide_up(sweep_.cols, tiling.tile_cols);
+    return tiling;
+  }
+  int64_t most_staged() const { return input_whole_ || grad_whole_ ? caches().own / 2 : tile_bytes; }
+  int64_t bytes_of_place() const {
+    return larger(input_rows_ * planes_.count + grad_rows_, int64_t{1}) *
+           static_cast<int64_t>(sizeof(BFloat16));
+  }
+
+  int64_t images_at_once(const Tiling& tiling, int64_t units) const {
+    if (tiling.count > 1) return 1;
+    const int64_t places = RowPlaces::most(sweep_, tiling.tile(sweep_, 0), 1).size;
+    return larger(int64_t{1}, smaller(units, most_staged() / (bytes_of_place() * places)));
+  }
+
+  // As many places as have their pairs, and those that taps reach from there, in most of L1.
+  int64_t fit_l1() const {
+    const int64_t place =
+        blocks_at_once_ * block_cols * planes_.count * static_cast<int64_t>(sizeof(BFloat16));
+    return caches().nearest * 2 / 5 / place;
+  }
+  int64_t places_at_once(const RowPlaces& places) const {
+    const int64_t fit = larger(fit_l1() - places.reach, least_places);
+    return round_up(divide_up(places.padded, divide_up(places.padded, fit)), block_depth);
+  }
+  int64_t most_pairs(const RowPlaces& most) const {
+    const int64_t places = larger(fit_l1(), least_places + most.reach) + block_depth;
+    return planes_.count * places / 2;
+  }
+
+  void run_item(const Item& item, const Tiling& tiling, const PairGradSums& sums) const {
+    const int64_t units = p_.input.batch * tiling.count, end = units * (item.slice + 1) / p_.slices;
+    int64_t unit = units * item.slice / p_.slices;
+    if (unit == end) {  // fewer tiles than slices
+      for (int64_t g = item.first_group; g < item.end_group; ++g) {
+        fill_zero(sums.of(item.slice, g), sums.of_group(g));
+      }
+      return;
+    }
+    const int64_t at_once = images_at_once(tiling, end - unit);
+    const RowPlaces most = RowPlaces::most(sweep_, tiling.tile(sweep_, 0), at_once);
+
+    Scratch scratch{};
+    Workspace space;
+    scratch.input_distance = row_distance<BFloat16>(planes_.count * most.plane);
+    scratch.grad_distance = row_distance<BFloat16>(most.padded);
+    scratch.pairs_distance = row_distance<Operand>(most_pairs(most) * block_cols);
+    const int64_t input_size = input_rows_ * scratch.input_distance;
+    const int64_t grad_size =
+        (grad_rows_ + block_rows) * scratch.grad_distance;  // and rows that are never wanted
+    const int64_t odd_size = any_odd_ ? round_up(most_outputs_, block_rows) * scratch.grad_distance : 0;
+    space.plan<BFloat16>(input_size);
+    space.plan<BFloat16>(grad_size);
+    space.plan<BFloat16>(odd_size);
+    space.plan<Operand>(blocks_at_once_ * scratch.pairs_distance);
+    space.plan<RightOperand>(blocks_at_once_ * taps_);
+    const int64_t rows =
+        Products::takes_runs ? most.size / most.pitch * at_once + most.padded / places_of_run : 0;
+    space.plan<PlaceRun>(rows);
+    SpreadRows::plan(space, most.size);
+    SpreadRows::plan(space, most.size);
+    plan_wanted(space, input_whole_ ? p_.input.channels : 0);
+    plan_wanted(space, grad_whole_ ? p_.grad.channels : 0);
+    space.open();
+    scratch.inputs = space.take<BFloat16>(input_size);
+    scratch.grads = space.take<BFloat16>(grad_size);
+    scratch.odd_grads = space.take<BFloat16>(odd_size);
+    scratch.pairs = space.take<Operand>(blocks_at_once_ * scratch.pairs_distance);
+    scratch.rights = space.take<RightOperand>(blocks_at_once_ * taps_);
+    scratch.runs = space.take<PlaceRun>(rows);
+    scratch.input_rows.open(space, most.size);
+    scratch.grad_rows.open(space, most.size);
+    scratch.wanted_inputs =
+        want(space, input_whole_ ? p_.input.channels : 0, scratch.input_distance, nullptr);
+    scratch.wanted_grads =
+        want(space, grad_whole_ ? p_.grad.channels : 0, scratch.grad_distance, outputs_.channels);
+
+    [[maybe_unused]] const typename Products::Registers registers;
+    int64_t staged = 0;  // images that were, and had their zeros where these have them
+    for (bool begins = true; unit < end; begins = false) {
+      const Tile tile = tiling.tile(sweep_, unit % tiling.count);
+      const int64_t images = smaller(at_once, end - unit);
+      const RowPlaces places(sweep_, planes_, tile, images, p_.input.height, p_.input.width);
+      const Block block{unit / tiling.count, images, tile, places, places_at_once(places), begins};
+      if (images != staged || tiling.count > 1) {
+        clear(block, scratch);
+        list_rows(block, scratch);
+        staged = images;
+      }
+      unit += images;
+      // Behind the last images the next group's first are read, since neighbouring items are mostly one thread's.
+      const int64_t next = unit < end ? unit : units * item.slice / p_.slices;
+      ReadsAhead ahead =
+          ahead_of(item, block, unit < end ? item.first_group : item.end_group, next / tiling.count,
+                   smaller(at_once, end - next), tiling.tile(sweep_, next % tiling.count));
+      add_block(item, block, scratch, sums, ahead);
+    }
+  }
+
+  static void plan_wanted(Workspace& space, int64_t channels) {
+    space.plan<int64_t>(channels);
+    space.plan<int32_t>(channels);
+  }
+  // `order`: of the rows, or null: that of the channels.
+  static WantedChannels want(Workspace& space, int64_t channels, int64_t distance, const int32_t* order) {
+    int64_t* starts = space.take<int64_t>(channels);
+    int32_t* first = space.take<int32_t>(channels);
+    int64_t count = 0;
+    for (int64_t i = 0; i < channels; ++i) starts[order ? order[i] : i] = i * distance;
+    for (int64_t c = 0; c < channels; c += WantedChannels::at_once) {
+      first[count++] = static_cast<int32_t>(smaller(c, channels - WantedChannels::at_once));
+    }
+    return {first, count, starts};
+  }
+
+  // What is staged is between and before these zeros.
+  void clear(const Block& block, const Scratch& scratch) const {
+    const RowPlaces& places = block.places;
+    const bool in_one_piece = sweep_.pointwise() && sweep_.rows == 1 && places.size == block.tile.cols;
+    const int64_t first = in_one_piece ? block.images * places.size : 0;
+    for (int64_t r = 0; r < input_rows_; ++r) {
+      fill_zero(scratch.inputs + r * scratch.input_distance + first, planes_.count * places.plane - first);
+    }
+    for (int64_t r = 0; r < grad_rows_; ++r) {
+      fill_zero(scratch.grads + r * scratch.grad_distance + first, places.padded - first);
+    }
+  }
+
+  // The part of a plane's rows and columns that lies in the image.
+  Inside rows_inside(const Tile& tile) const {
+    return {planes_.first_row + tile.row, tile.rows + sweep_.halo_rows, 1, planes_.phases[0].row,
+            p_.input.height};
+  }
+  Inside cols_inside(const Tile& tile) const {
+    return {planes_.first_col + tile.col, tile.cols + sweep_.halo_cols, 1, planes_.phases[0].col,
+            p_.input.width};
+  }
+  bool spreads_input(const Tile& tile) const {
+    const Inside cols = cols_inside(tile);
+    return input_spread_ && cols.end - cols.begin == p_.input.width;
+  }
+  bool spreads_grad(const Tile& tile) const { return grad_spread_ && tile.cols == p_.grad.width; }
+
+  void list_rows(const Block& block, Scratch& scratch) const {
+    const int64_t pitch = block.places.pitch;
+    if (spreads_input(block.tile)) {
+      const Inside rows = rows_inside(block.tile), cols = cols_inside(block.tile);
+      scratch.input_rows.list((rows.end - rows.begin) * pitch, pitch, cols.begin, cols.end);
+    }
+    if (spreads_grad(block.tile)) {
+      scratch.grad_rows.list(tile_length(block.tile, pitch), pitch, 0, block.tile.cols);
+    }
+  }
+
+  // Of one group or of all a tile of the images from n on is read next.
+  ReadsAhead ahead_of(const Item& item, const Block& block, int64_t group, int64_t n, int64_t images,
+                      const Tile& tile) const {
+    ReadsAhead ahead{};
+    if (!Products::takes_runs || group == groups_) return ahead;
+    const bool one_group = item.end_group - item.first_group == 1;
+    if (input_whole_ || one_group) {
+      const Tile read{tile.row * sweep_.source_step_h, tile.col * sweep_.source_step_w,
+                      tile.rows * sweep_.source_step_h, tile.cols * sweep_.source_step_w};
+      ahead.input = {p_.input, n, images, {inputs_.of(group), inputs_.count(group)}, read};
+    }
+    if (grad_whole_ || one_group) {
+      ahead.grad = {p_.grad, n, images, {outputs_.of(group), outputs_.count(group)}, tile};
+    }
+    int64_t tiles = 0;
+    for (int64_t g = item.first_group; g < item.end_group; ++g) {
+      tiles += divide_up(blocks(inputs_.count(g)) * taps_, int64_t{Products::most_right_operands}) *
+               divide_up(outputs_.count(g), int64_t{Products::outputs_at_once});
+    }
+    ahead.share(tiles * divide_up(block.places.padded, places_of_run));
+    return ahead;
+  }
+
+  void add_block(const Item& item, const Block& block, const Scratch& scratch, const PairGradSums& all_sums,
+                 ReadsAhead& ahead) const {
+    if (input_whole_) stage_input({nullptr, p_.input.channels}, block, scratch);
+    if (grad_whole_) stage_grad({nullptr, p_.grad.channels}, block, scratch);
+    for (int64_t g = item.first_group; g < item.end_group; ++g) {
+      const int64_t ins = item.inputs_end(inputs_.count(g)), outs = outputs_.count(g);
+      if (ins == 0 || outs == 0) continue;
+      if (!input_whole_ && !input_direct_) stage_input({inputs_.of(g), inputs_.count(g)}, block, scratch);
+      if (!grad_whole_) stage_grad({outputs_.of(g), outs}, block, scratch);
+      const int64_t sums_of_inputs = all_sums.of_inputs(g);
+      const int64_t even = list_rights(block, scratch, sums_of_inputs);
+      const BFloat16* grads = scratch.grads + (grad_whole_ ? outputs_.offsets[g] : 0) * scratch.grad_distance;
+      if (any_odd_) shift_rows(grads, outs, block, scratch);
+      float* sums = all_sums.of(item.slice, g) + item.first_input / block_cols * sums_of_inputs;
+      for (int64_t i = item.first_input; i < ins; i += blocks_at_once_ * block_cols) {
+        const int64_t count = smaller(blocks_at_once_ * block_cols, ins - i);
+        for (int64_t at = 0; at < block.places.padded; at += block.at_once) {
+          pair_pixels(g, i, count, block, at, scratch);
+          multiply(block, scratch, grads, outs, at, 0, scratch.rights, even * blocks(count), sums,
+                   all_sums.of_block(), ahead);
+          multiply(block, scratch, scratch.odd_grads, outs, at, 1, scratch.rights + even * blocks_at_once_,
+                   (taps_ - even) * blocks(count), sums, all_sums.of_block(), ahead);
+        }
+        sums += blocks(count) * sums_of_inputs;
+      }
+    }
+  }
+
+  // Of taps that read an even number of places further on, then of those that read an odd one, each once for
+  // every block of inputs. Returns how many taps are even.
+  int64_t list_rights(const Block& block, const Scratch& scratch, int64_t sums_of_inputs) const {
+    const RowPlaces& places = block.places;
+    RightOperand* right = scratch.rights;
+    int64_t even = 0;
+    for (int64_t odd = 0; odd < 2; ++odd) {
+      for (int64_t b = 0; b < blocks_at_once_; ++b) {
+        for (int64_t t = 0; t < taps_; ++t) {
+          const Tap& tap = sweep_.taps[static_cast<size_t>(t)];
+          const int64_t shift = places.shift(tap);
+          if (shift % 2 != odd) continue;
+          const int64_t place = tap.plane * (block.at_once + places.reach) + shift - odd;
+          *right++ = {b * scratch.pairs_distance + place / 2 * block_cols,
+                      b * sums_of_inputs + t * block_sums};
+        }
+      }
+      if (odd == 0) even = (right - scratch.rights) / blocks_at_once_;
+    }
+    return even;
+  }
+
+  void stage_input(ChannelSet channels, const Block& block, const Scratch& scratch) const {
+    PlaneShape shape(sweep_, block.tile);
+    shape.pitch = block.places.pitch;
+    for (int64_t i = 0; i < block.images; ++i) {
+      BFloat16* to = scratch.inputs + i * block.places.size;
+      if (input_whole_) {
+        transpose_planes(p_.input, block.n + i, scratch.wanted_inputs, planes_, block.tile, shape, to,
+                         block.places.plane);
+      } else if (spreads_input(block.tile)) {
+        const Inside rows = rows_inside(block.tile);
+        const int64_t y = planes_.first_row + block.tile.row + planes_.phases[0].row + rows.begin;
+        for (int64_t c = 0; c < channels.count; ++c) {
+          scratch.input_rows.run(p_.input.at(block.n + i, channels[c], y, 0),
+                                 to + c * scratch.input_distance + rows.begin * shape.pitch,
+                                 (rows.end - rows.begin) * shape.pitch);
+        }
+      } else {
+        copy_planes(p_.input, block.n + i, channels, planes_, block.tile, shape, to, scratch.input_distance,
+                    block.places.plane, {});
+      }
+    }
+  }
+
+  void stage_grad(ChannelSet channels, const Block& block, const Scratch& scratch) const {
+    const Tile& tile = block.tile;
+    const Image<const BFloat16> part = p_.grad.crop(tile.row, tile.col, tile.rows, tile.cols);
+    const Tile all{0, 0, tile.rows, tile.cols};
+    const Phase origin{0, 0};
+    const Planes lattice(origin);
+    PlaneShape shape(sweep_, all);
+    shape.rows = tile.rows;
+    shape.pitch = block.places.pitch;
+    for (int64_t i = 0; i < block.images; ++i) {
+      BFloat16* to = scratch.grads + i * block.places.size;
+      if (grad_whole_) {
+        transpose_planes(part, block.n + i, scratch.wanted_grads, lattice, all, shape, to, 0);
+      } else if (spreads_grad(tile)) {
+        for (int64_t c = 0; c < channels.count; ++c) {
+          scratch.grad_rows.run(part.at(block.n + i, channels[c], 0, 0), to + c * scratch.grad_distance,
+                                tile_length(tile, shape.pitch));
+        }
+      } else {
+        copy_planes(part, block.n + i, channels, lattice, all, shape, to, scratch.grad_distance, 0, {});
+      }
+    }
+  }
+
+  // One place further on; the last place of each row is zero.
+  static void shift_rows(const BFloat16* grads, int64_t rows, const Block& block, const Scratch& scratch) {
+    using V_ = Vec<BFloat16>;
+    const auto all_but_first = V_::from_bits(~uint32_t{1}), every = V_::first(V_::lanes);
+    BFloat16* to = scratch.odd_grads;
+    for (int64_t r = 0; r < rows; ++r, grads += scratch.grad_distance, to += scratch.grad_distance) {
+      V_::load(grads - 1, all_but_first).store(to, every);
+      for (int64_t at = V_::lanes; at < block.places.padded; at += V_::lanes) {
+        V_::load(grads + at - 1).store(to + at, every);
+      }
+    }
+  }
+
+  // Places from `at` on of some inputs of a group as right operands.
+  void pair_pixels(int64_t group, int64_t first, int64_t count, const Block& block, int64_t at,
+                   const Scratch& scratch) const {
+    const int32_t* channels = inputs_.of(group) + first;
+    const RowPlaces& places = block.places;
+    const int64_t end = smaller(at + block.at_once, places.padded);
+    for (int64_t c = 0; c < count; c += block_cols) {
+      Operand* to = scratch.pairs + c / block_cols * scratch.pairs_distance;
+      const auto pair = [&](const auto& row, int64_t pixels, Operand* pairs) {
+        const auto from = [&](int64_t r) GROUPCONV_INLINE_LAMBDA {
+          return reinterpret_cast<const Operand*>(row(c + r));
+        };
+        transpose_between(from, smaller(block_cols, count - c), pixels / 2,
+                          SpacedColumns<Operand>(pairs, block_cols));
+      };
+      if (input_direct_) {
+        int64_t place = at;
+        for (int64_t i = at / places.size; i < block.images && place < end; ++i) {
+          const int64_t col = place - i * places.size, pixels = smaller(end, (i + 1) * places.size) - place;
+          pair([&](int64_t r) { return p_.input.at(block.n + i, channels[r], 0, block.tile.col + col); },
+               pixels, to + (place - at) / 2 * block_cols);
+          place += pixels;
+        }
+        fill_zero(to + (place - at) / 2 * block_cols, (end - place) / 2 * block_cols);
+        continue;
+      }
+      for (int64_t plane = 0; plane < planes_.count; ++plane) {
+        const BFloat16* rows = scratch.inputs + plane * places.plane + at;
+        pair(
+            [&](int64_t r) {
+              return rows + (input_whole_ ? channels[r] : first + r) * scratch.input_distance;
+            },
+            end - at + places.reach, to + plane * (block.at_once + places.reach) / 2 * block_cols);
+      }
+    }
+  }
+
+  // The places of [at, at + at_once) that hold pixels of the gradient, which is `odd` places further on. Each is in one
+  // run: where there are no zeros between two rows the last pixel of one comes to where the next begins.
+  int64_t list_runs(const Block& block, int64_t at, int64_t odd, PlaceRun* runs) const {
+    const RowPlaces& places = block.places;
+    const int64_t end = smaller(at + block.at_once, places.padded);
+    const int64_t begin = larger(at - 2, int64_t{0});  // whose row may reach here
+    int64_t done = at;
+    PlaceRun* run = runs;
+    for (int64_t image = begin / places.size; image < block.images; ++image) {
+      const int64_t start = image * places.size;
+      for (int64_t row = larger(begin - start, int64_t{0}) / places.pitch; row < block.tile.rows; ++row) {
+        const int64_t place = start + row * places.pitch;
+        if (place >= end) return run - runs;
+        const int64_t last = smaller(place + round_up(block.tile.cols + odd, 2), end);
+        for (done = larger(done, place); done < last;) {
+          const int64_t count = smaller(places_of_run, last - done);
+          *run++ = {done - at, count / 2};
+          done += count;
+        }
+      }
+    }
+    return run - runs;
+  }
+
+  // What all outputs' rows from `at` on, moved by `odd`, and some right operands make of each other.
+  void multiply(const Block& block, const Scratch& scratch, const BFloat16* grads, int64_t outs, int64_t at,
+                int64_t odd, const RightOperand* rights, int64_t count, float* sums, int64_t sums_of_outputs,
+                ReadsAhead& ahead) const {
+    if (count == 0) return;
+    const int64_t step = divide_up(count, divide_up(count, int64_t{Products::most_right_operands}));
+    CorrelatePairsJob job{};
+    job.grad_distance = scratch.grad_distance;
+    job.pairs = scratch.pairs;
+    job.places = smaller(block.at_once, block.places.padded - at);
+    job.begins = block.begins && at == 0;
+    if constexpr (Products::takes_runs) {
+      job.runs = scratch.runs;
+      job.run_count = list_runs(block, at, odd, scratch.runs);
+      job.ahead = &ahead;
+    }
+    for (int64_t r = 0; r < outs; r += block_rows, sums += sums_of_outputs) {
+      job.grads = grads + r * scratch.grad_distance + at;
+      job.outputs = smaller(block_rows, outs - r);
+      job.sums = sums;
+      for (int64_t i = 0; i < count; i += step) {
+        Products::correlate(job, rights + i, smaller(step, count - i));
+      }
+    }
+  }
+
+  const WeightGradProblem<BFloat16>& p_;
+  const Sweep& sweep_;
+  ChannelLists inputs_, outputs_;
+  Planes planes_;
+  int64_t groups_, taps_;
+  bool input_whole_, grad_whole_, input_direct_;
+  bool input_spread_, grad_spread_;  // by the vector, where tiles have whole rows
+  bool any_odd_ = false;             // some tap's neighbour is an odd number of places away
+  int64_t most_inputs_ = 0, most_outputs_ = 0;
+  int64_t input_rows_, grad_rows_;
+  int64_t blocks_at_once_;  // of 16 inputs
+};
+
+}  // namespace
+}  // namespace groupconv::cpu

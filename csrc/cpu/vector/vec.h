@@ -7,19 +7,22 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "core/inline.h"
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
+// Each of these has Vec<T> and
+//   vector_registers   how many there are
+//   has_compress       whether there are compress() and expand()
+//   pin(x)             keeps a loaded vector in its register: else the compiler folds the load into every use, and a
+//                      value that is used three times is loaded three times
+// and, where it has better than what is below, add_where, store_every_second and sum_eight.
+#if defined(__AVX512F__)
+#include "cpu/vector/avx512.h"
+#elif defined(__AVX2__)
+#include "cpu/vector/avx2.h"
+#else
+#include "cpu/vector/scalar.h"
 #endif
-
-#include "core/numeric.h"
-
-// GCC 12 warns about its own AVX-512 headers, which leave unused lanes undefined on purpose.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 namespace groupconv::cpu {
 namespace {
@@ -34,340 +37,6 @@ GROUPCONV_INLINE constexpr T larger(T a, T b) {
 }
 GROUPCONV_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <class T>
-struct Vec;
-
-#if defined(__AVX512F__)
-
-constexpr int vector_registers = 32;
-
-template <>
-struct Vec<float> {
-  static constexpr int lanes = 16;
-  using Mask = __mmask16;
-  __m512 v;
-
-  static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
-  static GROUPCONV_INLINE Mask all() { return first(lanes); }
-  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
-  static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
-  static GROUPCONV_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static GROUPCONV_INLINE Vec load(const float* p, Mask m) { return {_mm512_maskz_loadu_ps(m, p)}; }
-  // Lanes p[index[0]], p[index[1]], …, zero where masked out. All of `index` is read, whatever the mask.
-  static GROUPCONV_INLINE Vec gather(const float* p, const int32_t* index, Mask m) {
-    return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), m, _mm512_loadu_si512(index), p, 4)};
-  }
-  using Index = __m512i;
-  static GROUPCONV_INLINE Index load_index(const int32_t* p) { return _mm512_loadu_si512(p); }
-  // Lane i takes lane index[i]; zero where masked out.
-  friend GROUPCONV_INLINE Vec permute(Vec x, Index index, Mask m) {
-    return {_mm512_maskz_permutexvar_ps(m, index, x.v)};
-  }
-  GROUPCONV_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
-  GROUPCONV_INLINE void stream(float* p) const {
-    _mm512_stream_ps(p, v);
-  }  // past the caches, to a whole line
-  GROUPCONV_INLINE void store(float* p, Mask m) const { _mm512_mask_storeu_ps(p, m, v); }
-  // bfloat16 numbers, widened and rounded on the way.
-  static GROUPCONV_INLINE Vec load(const BFloat16* p) { return widened(_mm256_loadu_si256(as_words(p))); }
-  static GROUPCONV_INLINE Vec load(const BFloat16* p, Mask m) {
-    return widened(_mm256_maskz_loadu_epi16(m, p));
-  }
-  GROUPCONV_INLINE void store(BFloat16* p) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded());
-  }
-  GROUPCONV_INLINE void store(BFloat16* p, Mask m) const { _mm256_mask_storeu_epi16(p, m, rounded()); }
-  // Elements 0, 2, 4, … of those that exist, of which there are twice as many as lanes.
-  static GROUPCONV_INLINE Vec load_even(const BFloat16* p, uint32_t exists) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_maskz_loadu_epi16(exists, p), 16))};
-  }
-  // p[index - 1] is read with every element but the first, and p[1] with that one.
-  static GROUPCONV_INLINE Vec gather(const BFloat16* p, const int32_t* index, Mask m) {
-    const __m512i at = _mm512_loadu_si512(index), one = _mm512_set1_epi32(1);
-    const __m512i before = _mm512_sub_epi32(_mm512_max_epi32(at, one), one);
-    const __m512i pairs = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), m, before, p, 2);
-    const __m512i words = _mm512_mask_slli_epi32(pairs, _mm512_testn_epi32_mask(at, at), pairs, 16);
-    return {_mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
-  }
-  GROUPCONV_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
-  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
-  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
-  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-  // Zero where the mask is not set.
-  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_ps(m, x.v)}; }
-  // The masked lanes next to each other from the first on, and back; zero elsewhere.
-  friend GROUPCONV_INLINE Vec compress(Vec x, Mask m) { return {_mm512_maskz_compress_ps(m, x.v)}; }
-  friend GROUPCONV_INLINE Vec expand(Vec x, Mask m) { return {_mm512_maskz_expand_ps(m, x.v)}; }
-  // Elements 0, 2, 4, … of the two together.
-  friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
-    const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    return {_mm512_permutex2var_ps(a.v, index, b.v)};
-  }
-  // min and max return their second operand when either is NaN: put the bound first, and NaN survives.
-  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
-    return {_mm512_min_ps(high.v, _mm512_max_ps(low.v, x.v))};
-  }
-  // x where low < y < high or they cannot be compared, zero elsewhere.
-  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
-    const Mask above = _mm512_cmp_ps_mask(y.v, low.v, _CMP_NLE_UQ);
-    return {_mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, y.v, high.v, _CMP_NGE_UQ), x.v)};
-  }
-  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {_mm512_max_ps(low.v, x.v)}; }
-
-  static GROUPCONV_INLINE Vec widened(__m256i words) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))};
-  }
-  // To nearest, ties to even, as narrow() does it one by one.
-  GROUPCONV_INLINE __m256i rounded() const {
-#if defined(__AVX512BF16__)
-    const __m256bh words = _mm512_cvtneps_pbh(v);  // and denormals to zero
-    __m256i bits;
-    __builtin_memcpy(&bits, &words, sizeof bits);
-    return bits;
-#else
-    const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
-    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-    const __m512i carried = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    const __m512i words = _mm512_srli_epi32(carried, 16);
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(words, nan, _mm512_set1_epi32(0x7fc0)));
-#endif
-  }
-
- private:
-  static GROUPCONV_INLINE const __m256i* as_words(const BFloat16* p) {
-    return reinterpret_cast<const __m256i*>(p);
-  }
-};
-
-template <>
-struct Vec<double> {
-  static constexpr int lanes = 8;
-  using Mask = __mmask8;
-  __m512d v;
-
-  static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
-  static GROUPCONV_INLINE Mask all() { return first(lanes); }
-  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
-  static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm512_set1_pd(x)}; }
-  static GROUPCONV_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
-  static GROUPCONV_INLINE Vec load(const double* p, Mask m) { return {_mm512_maskz_loadu_pd(m, p)}; }
-  static GROUPCONV_INLINE Vec gather(const double* p, const int32_t* index, Mask m) {
-    return {_mm512_mask_i32gather_pd(_mm512_setzero_pd(), m,
-                                     _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), p, 8)};
-  }
-  GROUPCONV_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
-  GROUPCONV_INLINE void stream(double* p) const {
-    _mm512_stream_pd(p, v);
-  }  // past the caches, to a whole line
-  GROUPCONV_INLINE void store(double* p, Mask m) const { _mm512_mask_storeu_pd(p, m, v); }
-  GROUPCONV_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
-  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
-  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
-  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
-  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_pd(m, x.v)}; }
-  friend GROUPCONV_INLINE Vec compress(Vec x, Mask m) { return {_mm512_maskz_compress_pd(m, x.v)}; }
-  friend GROUPCONV_INLINE Vec expand(Vec x, Mask m) { return {_mm512_maskz_expand_pd(m, x.v)}; }
-  friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
-    return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b.v)};
-  }
-  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
-    return {_mm512_min_pd(high.v, _mm512_max_pd(low.v, x.v))};
-  }
-  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
-    const Mask above = _mm512_cmp_pd_mask(y.v, low.v, _CMP_NLE_UQ);
-    return {_mm512_maskz_mov_pd(_mm512_mask_cmp_pd_mask(above, y.v, high.v, _CMP_NGE_UQ), x.v)};
-  }
-  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {_mm512_max_pd(low.v, x.v)}; }
-};
-
-#elif defined(__AVX2__)
-
-constexpr int vector_registers = 16;
-
-// A mask of all lanes, as a type: of a mask in a register the compiler does not know that nothing is masked.
-struct AllLanes {
-  GROUPCONV_INLINE operator __m256i() const { return _mm256_set1_epi32(-1); }
-};
-
-// The first numbers of four; a bit each. Plain stores, since a core of AMD takes vmaskmovps apart into dozens of steps.
-GROUPCONV_INLINE void store_first(float* p, __m128 four, uint32_t bits) {
-  if (bits & 2) {
-    _mm_storel_pi(reinterpret_cast<__m64*>(p), four);
-    four = _mm_movehl_ps(four, four);
-    p += 2;
-    bits >>= 2;
-  }
-  if (bits & 1) _mm_store_ss(p, four);
-}
-
-template <>
-struct Vec<float> {
-  static constexpr int lanes = 8;
-  using Mask = __m256i;
-  __m256 v;
-
-  static GROUPCONV_INLINE Mask first(int64_t n) { return from_bits((1u << n) - 1); }
-  static GROUPCONV_INLINE AllLanes all() { return {}; }
-  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) {
-    const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
-    return _mm256_cmpeq_epi32(_mm256_and_si256(all, lane_bit), lane_bit);
-  }
-  static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
-  static GROUPCONV_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static GROUPCONV_INLINE Vec load(const float* p, Mask m) { return {_mm256_maskload_ps(p, m)}; }
-  static GROUPCONV_INLINE Vec load(const float* p, AllLanes) { return load(p); }
-  static GROUPCONV_INLINE Vec gather(const float* p, const int32_t* index, Mask m) {
-    const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
-    return {_mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, from, _mm256_castsi256_ps(m), 4)};
-  }
-  // One by one: half of what the instruction takes AMD, and Intel where it has been made safe.
-  static GROUPCONV_INLINE Vec gather(const float* p, const int32_t* index, AllLanes) {
-    const auto two = [&](int i) GROUPCONV_INLINE_LAMBDA {
-      int64_t both;
-      __builtin_memcpy(&both, index + i, sizeof both);
-      return _mm_insert_ps(_mm_load_ss(p + static_cast<int32_t>(both)), _mm_load_ss(p + (both >> 32)), 0x10);
-    };
-    return {_mm256_set_m128(_mm_movelh_ps(two(4), two(6)), _mm_movelh_ps(two(0), two(2)))};
-  }
-  using Index = __m256i;
-  static GROUPCONV_INLINE Index load_index(const int32_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  }
-  friend GROUPCONV_INLINE Vec permute(Vec x, Index index, Mask m) {
-    return {_mm256_and_ps(_mm256_permutevar8x32_ps(x.v, index), _mm256_castsi256_ps(m))};
-  }
-  friend GROUPCONV_INLINE Vec permute(Vec x, Index index, AllLanes) {
-    return {_mm256_permutevar8x32_ps(x.v, index)};
-  }
-  GROUPCONV_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
-  GROUPCONV_INLINE void store(float* p, AllLanes) const { store(p); }
-  // Of the first lanes only: m = first(n).
-  GROUPCONV_INLINE void store(float* p, Mask m) const {
-    const auto bits = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m)));
-    if (bits == 0xff) return store(p);
-    const __m128 low = _mm256_castps256_ps128(v);
-    if (!(bits & 8)) return store_first(p, low, bits);
-    _mm_storeu_ps(p, low);
-    store_first(p + 4, _mm256_extractf128_ps(v, 1), bits >> 4);
-  }
-  GROUPCONV_INLINE float sum() const {
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
-  }
-  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
-  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
-  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm256_and_ps(_mm256_castsi256_ps(m), x.v)}; }
-  friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
-    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0x88));
-    return {_mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8))};
-  }
-  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
-    return {_mm256_min_ps(high.v, _mm256_max_ps(low.v, x.v))};
-  }
-  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
-    const auto above = _mm256_cmp_ps(y.v, low.v, _CMP_NLE_UQ),
-               below = _mm256_cmp_ps(y.v, high.v, _CMP_NGE_UQ);
-    return {_mm256_and_ps(_mm256_and_ps(above, below), x.v)};
-  }
-  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {_mm256_max_ps(low.v, x.v)}; }
-};
-
-template <>
-struct Vec<double> {
-  static constexpr int lanes = 4;
-  using Mask = __m256i;
-  __m256d v;
-
-  static GROUPCONV_INLINE Mask first(int64_t n) { return from_bits((1u << n) - 1); }
-  static GROUPCONV_INLINE AllLanes all() { return {}; }
-  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) {
-    const __m256i lane_bit = _mm256_setr_epi64x(1, 2, 4, 8);
-    const __m256i all = _mm256_set1_epi64x(static_cast<int64_t>(bits));
-    return _mm256_cmpeq_epi64(_mm256_and_si256(all, lane_bit), lane_bit);
-  }
-  static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm256_set1_pd(x)}; }
-  static GROUPCONV_INLINE Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
-  static GROUPCONV_INLINE Vec load(const double* p, Mask m) { return {_mm256_maskload_pd(p, m)}; }
-  static GROUPCONV_INLINE Vec load(const double* p, AllLanes) { return load(p); }
-  static GROUPCONV_INLINE Vec gather(const double* p, const int32_t* index, Mask m) {
-    const __m128i from = _mm_loadu_si128(reinterpret_cast<const __m128i*>(index));
-    return {_mm256_mask_i32gather_pd(_mm256_setzero_pd(), p, from, _mm256_castsi256_pd(m), 8)};
-  }
-  GROUPCONV_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
-  GROUPCONV_INLINE void store(double* p, Mask m) const { _mm256_maskstore_pd(p, m, v); }
-  GROUPCONV_INLINE void store(double* p, AllLanes) const { store(p); }
-  GROUPCONV_INLINE double sum() const {
-    const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
-  }
-  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
-  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_pd(a.v, b.v)}; }
-  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
-  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm256_and_pd(_mm256_castsi256_pd(m), x.v)}; }
-  friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
-    return {_mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), 0xd8)};
-  }
-  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
-    return {_mm256_min_pd(high.v, _mm256_max_pd(low.v, x.v))};
-  }
-  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
-    const auto above = _mm256_cmp_pd(y.v, low.v, _CMP_NLE_UQ),
-               below = _mm256_cmp_pd(y.v, high.v, _CMP_NGE_UQ);
-    return {_mm256_and_pd(_mm256_and_pd(above, below), x.v)};
-  }
-  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {_mm256_max_pd(low.v, x.v)}; }
-};
-
-#else  // any processor
-
-constexpr int vector_registers = 16;
-
-template <class T>
-struct Vec {
-  static constexpr int lanes = 1;
-  using Mask = bool;
-  T v;
-
-  static GROUPCONV_INLINE Mask first(int64_t n) { return n > 0; }
-  static GROUPCONV_INLINE Mask all() { return true; }
-  static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return bits != 0; }
-  static GROUPCONV_INLINE Vec broadcast(T x) { return {x}; }
-  static GROUPCONV_INLINE Vec load(const T* p) { return {*p}; }
-  static GROUPCONV_INLINE Vec load(const T* p, Mask m) { return {m ? *p : T(0)}; }
-  static GROUPCONV_INLINE Vec gather(const T* p, const int32_t* index, Mask m) { return load(p + *index, m); }
-  GROUPCONV_INLINE void store(T* p) const { *p = v; }
-  GROUPCONV_INLINE void store(T* p, Mask m) const {
-    if (m) *p = v;
-  }
-  GROUPCONV_INLINE T sum() const { return v; }
-  friend GROUPCONV_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
-  friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
-  friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
-  friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {m ? x.v : T(0)}; }
-  friend GROUPCONV_INLINE Vec even(Vec a, Vec) { return a; }
-  friend GROUPCONV_INLINE Vec clamp(Vec low, Vec high, Vec x) {
-    const T above = low.v > x.v ? low.v : x.v;
-    return {high.v < above ? high.v : above};
-  }
-  friend GROUPCONV_INLINE Vec between(Vec low, Vec high, Vec y, Vec x) {
-    return {y.v <= low.v || y.v >= high.v ? T(0) : x.v};
-  }
-  friend GROUPCONV_INLINE Vec at_least(Vec low, Vec x) { return {low.v > x.v ? low.v : x.v}; }
-};
-
-#endif
-
-// Whether there are compress and expand.
-#if defined(__AVX512F__)
-constexpr bool has_compress = true;
-#else
-constexpr bool has_compress = false;
-#endif
-
 // Whether a vector's lanes can be brought into any order.
 template <class T>
 constexpr bool has_permute = __is_same(T, float) && Vec<T>::lanes > 1;
@@ -375,15 +44,7 @@ constexpr bool has_permute = __is_same(T, float) && Vec<T>::lanes > 1;
 // sum + x where the mask is set, sum elsewhere.
 template <class T>
 GROUPCONV_INLINE Vec<T> add_where(Vec<T> sum, Vec<T> x, typename Vec<T>::Mask mask) {
-#if defined(__AVX512F__)
-  if constexpr (__is_same(T, float)) {
-    return {_mm512_mask_add_ps(sum.v, mask, sum.v, x.v)};
-  } else {
-    return {_mm512_mask_add_pd(sum.v, mask, sum.v, x.v)};
-  }
-#else
   return sum + only(x, mask);
-#endif
 }
 
 template <class T>
@@ -413,30 +74,10 @@ GROUPCONV_INLINE void store_every_second(Vec<T> x, T* to, int64_t count) {
   }
 }
 
-#if defined(__AVX512F__)
-GROUPCONV_INLINE void store_every_second(Vec<float> x, BFloat16* to, int64_t count) {
-  const auto spaced = static_cast<__mmask32>(0x55555555u & ((uint64_t{1} << 2 * count) - 1));
-  _mm512_mask_storeu_epi16(to, spaced, _mm512_cvtepu16_epi32(x.rounded()));
-}
-#endif
-
 // x where `by` is positive or NaN, zero elsewhere: as torch differentiates relu.
 template <class T>
 GROUPCONV_INLINE Vec<T> where_positive(Vec<T> by, Vec<T> x) {
   return between(zero<T>(), Vec<T>::broadcast(T(__builtin_nan(""))), by, x);
-}
-
-// Keeps a loaded vector in its register. Without it the compiler folds the load into every use, and a
-// value that is used three times is loaded three times.
-template <class T>
-GROUPCONV_INLINE void pin(Vec<T>& x) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(x.v));
-#elif defined(__AVX2__)
-  asm("" : "+x"(x.v));
-#else
-  (void)x;
-#endif
 }
 
 // The sums of eight vectors at once: each round adds halves of two vectors, so all eight together cost
@@ -447,50 +88,6 @@ GROUPCONV_INLINE void sum_eight(const Vec<T>* sums, T* out) {
   for (int i = 0; i < 8; ++i) out[i] = sums[i].sum();
 }
 
-#if defined(__AVX512F__)
-// Those of either half of the vectors, in quarters: the lower halves' sums 0 … 3, the upper halves', then 4 … 7 of both.
-GROUPCONV_INLINE __m512 sum_eight_halves(const Vec<float>* sums) {
-  __m512 pairs[4], quads[2];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m512 a = sums[2 * i].v, b = sums[2 * i + 1].v;
-    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-    quads[i] =
-        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
-  // Each quarter of quads[i] now holds a part of the sums 4i … 4i + 3.
-  return _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88),
-                       _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
-}
-GROUPCONV_INLINE void sum_eight(const Vec<float>* sums, float* out) {
-  const __m512 halves = sum_eight_halves(sums);
-  const __m512 total = _mm512_add_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1));
-  _mm_storeu_ps(out, _mm512_castps512_ps128(total));
-  _mm_storeu_ps(out + 4, _mm512_extractf32x4_ps(total, 2));
-}
-#elif defined(__AVX2__)
-GROUPCONV_INLINE void sum_eight(const Vec<float>* sums, float* out) {
-  __m256 pairs[4], quads[2];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m256 a = sums[2 * i].v, b = sums[2 * i + 1].v;
-    pairs[i] = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    const __m256d a = _mm256_castps_pd(pairs[2 * i]), b = _mm256_castps_pd(pairs[2 * i + 1]);
-    quads[i] =
-        _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
-  }
-  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
-                                      _mm256_permute2f128_ps(quads[0], quads[1], 0x31)));
-}
-#endif
-
 template <int Count, class T>
 GROUPCONV_INLINE void sum_each(const Vec<T>* sums, T* out) {
   constexpr int whole = Count / 8 * 8;
@@ -499,31 +96,6 @@ GROUPCONV_INLINE void sum_each(const Vec<T>* sums, T* out) {
 #pragma GCC unroll 8
   for (int i = whole; i < Count; ++i) out[i] = sums[i].sum();
 }
-
-#if defined(__AVX512F__)
-// The sums of the lower and of the upper lanes.
-template <int Count>
-GROUPCONV_INLINE void sum_each_half(const Vec<float>* sums, float* lower, float* upper) {
-  constexpr int whole = Count / 8 * 8;
-#pragma GCC unroll 4
-  for (int i = 0; i < whole; i += 8) {
-    const __m512 halves = sum_eight_halves(sums + i);
-    _mm_storeu_ps(lower + i, _mm512_castps512_ps128(halves));
-    _mm_storeu_ps(upper + i, _mm512_extractf32x4_ps(halves, 1));
-    _mm_storeu_ps(lower + i + 4, _mm512_extractf32x4_ps(halves, 2));
-    _mm_storeu_ps(upper + i + 4, _mm512_extractf32x4_ps(halves, 3));
-  }
-#pragma GCC unroll 8
-  for (int i = whole; i < Count; ++i) {
-    __m512 x = sums[i].v;
-    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
-    x = _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0x4e));
-    x = _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0xb1));
-    lower[i] = _mm512_cvtss_f32(x);
-    upper[i] = _mm_cvtss_f32(_mm512_extractf32x4_ps(x, 2));
-  }
-}
-#endif
 
 }  // namespace
 }  // namespace groupconv::cpu

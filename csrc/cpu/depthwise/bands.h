@@ -14,6 +14,7 @@
 
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/processor/caches.h"
+#include "cpu/vector/fetched_lines.h"
 #include "cpu/vector/strides.h"
 
 namespace groupconv::cpu {

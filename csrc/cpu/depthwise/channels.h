@@ -14,6 +14,7 @@
 
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/depthwise/prologue.h"
+#include "cpu/staging/unstage.h"
 
 namespace groupconv::cpu {
 namespace {

@@ -10,7 +10,6 @@
 #pragma once
 
 #include "cpu/depthwise/depthwise.h"
-#include "cpu/staging/staging.h"
 #include "cpu/vector/vec.h"
 
 namespace groupconv::cpu {

@@ -18,6 +18,8 @@
 
 #include "cpu/products/correlate.h"
 #include "cpu/products/multiply.h"
+#include "cpu/staging/stage.h"
+#include "cpu/staging/unstage.h"
 #include "cpu/staging/workspace.h"
 
 namespace groupconv::cpu {

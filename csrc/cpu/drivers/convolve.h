@@ -11,6 +11,8 @@
 
 #include "cpu/entry.h"
 #include "cpu/products/multiply.h"
+#include "cpu/staging/stage.h"
+#include "cpu/staging/unstage.h"
 #include "cpu/staging/weights.h"
 #include "cpu/staging/workspace.h"
 

@@ -11,6 +11,7 @@
 #include "cpu/products/multiply_lanes.h"
 #include "cpu/staging/pixels.h"
 #include "cpu/staging/sides.h"
+#include "cpu/staging/stage.h"
 #include "cpu/staging/weights.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/transpose.h"

@@ -6,7 +6,8 @@
 #pragma once
 
 #include "cpu/staging/matrix_weights.h"
-#include "cpu/staging/staging.h"
+#include "cpu/staging/stage.h"
+#include "cpu/staging/unstage.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/sums_seen.h"
 

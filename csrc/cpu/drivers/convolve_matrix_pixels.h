@@ -17,6 +17,7 @@
 #include "cpu/staging/matrix_weights.h"
 #include "cpu/staging/pixel_order.h"
 #include "cpu/staging/pixels.h"
+#include "cpu/staging/unstage.h"
 
 namespace groupconv::cpu {
 namespace {

@@ -13,6 +13,7 @@
 
 #include "cpu/staging/group_sets.h"
 #include "cpu/staging/pixel_rows.h"
+#include "cpu/staging/unstage.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/fetched_lines.h"
 

@@ -12,7 +12,7 @@
 
 #include "cpu/products/multiply_turned.h"
 #include "cpu/staging/sides.h"
-#include "cpu/staging/staging.h"
+#include "cpu/staging/unstage.h"
 #include "cpu/staging/workspace.h"
 
 namespace groupconv::cpu {

@@ -5,6 +5,7 @@
 
 #include "cpu/drivers/convolve_pixel_rows.h"
 #include "cpu/staging/matrix_weights.h"
+#include "cpu/staging/unstage.h"
 #include "cpu/vector/sums_seen.h"
 
 namespace groupconv::cpu {

@@ -6,6 +6,7 @@
 
 #include "cpu/drivers/convolve_pixel_rows.h"
 #include "cpu/processor/caches.h"
+#include "cpu/staging/unstage.h"
 #include "cpu/staging/weights.h"
 #include "cpu/vector/strides.h"
 

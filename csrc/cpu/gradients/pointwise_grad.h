@@ -15,7 +15,7 @@
 
 #include "cpu/processor/caches.h"
 #include "cpu/products/outer_products.h"
-#include "cpu/staging/staging.h"
+#include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
 
 namespace groupconv::cpu {

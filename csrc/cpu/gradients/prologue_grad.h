@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cpu/staging/prologue.h"
+#include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
 
 namespace groupconv::cpu {

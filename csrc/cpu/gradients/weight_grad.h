@@ -16,6 +16,7 @@
 #include "cpu/gradients/weight_grad_pixels.h"
 #include "cpu/gradients/weight_grad_turned.h"
 #include "cpu/products/correlate.h"
+#include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
 #if defined(__AVX512BF16__)
 #include "cpu/gradients/correlate_pairs_vector.h"

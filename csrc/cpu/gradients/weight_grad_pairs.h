@@ -17,6 +17,7 @@
 #include "cpu/gradients/pair_grad_sums.h"
 #include "cpu/processor/caches.h"
 #include "cpu/staging/pair_rows.h"
+#include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
 
 namespace groupconv::cpu {

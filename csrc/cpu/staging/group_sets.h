@@ -3,8 +3,8 @@
 // a set by itself.
 #pragma once
 
+#include "cpu/staging/planes.h"
 #include "cpu/staging/sides.h"
-#include "cpu/staging/staging.h"
 #include "cpu/vector/matrix_registers.h"
 
 namespace groupconv::cpu {

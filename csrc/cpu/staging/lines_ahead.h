@@ -2,7 +2,7 @@
 // or for each image of pixels. Lists of channels lead anywhere, so nobody else can guess them.
 #pragma once
 
-#include "cpu/staging/staging.h"
+#include "cpu/staging/planes.h"
 #include "cpu/vector/stores.h"
 
 namespace groupconv::cpu {

@@ -5,7 +5,7 @@
 // positions, so that two neighbouring pixels of a plane are a pair whatever the tap's row.
 #pragma once
 
-#include "cpu/staging/staging.h"
+#include "cpu/staging/planes.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/matrix_registers.h"
 #include "cpu/vector/strides.h"

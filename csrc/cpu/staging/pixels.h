@@ -13,8 +13,9 @@
 #include "core/partition.h"
 #include "cpu/staging/channel_order.h"
 #include "cpu/staging/reorder.h"
-#include "cpu/staging/staging.h"
+#include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
+#include "cpu/vector/fetched_lines.h"
 #include "cpu/vector/pixel_run.h"
 #include "cpu/vector/vec.h"
 

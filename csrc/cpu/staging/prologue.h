@@ -37,16 +37,6 @@ GROUPCONV_INLINE Affine<T> affine_at(const Prologue<T>& prologue, int64_t channe
           Vec<T>::broadcast(lowest(prologue))};
 }
 
-// Rows of an image are short, often shorter than the code that a compiler makes of a plain loop likes:
-// whole vectors, then a masked one.
-template <class T, class Element>
-GROUPCONV_INLINE void for_each_vector(int64_t count, const Element& element) {
-  constexpr int lanes = Vec<T>::lanes;
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) element(i, Vec<T>::all());
-  if (i < count) element(i, Vec<T>::first(count - i));
-}
-
 // to[i] = x'(from[i]) for the pixels of a row; the two may be the same.
 template <class T, class Stored>
 GROUPCONV_INLINE void prepare_row(const Affine<T>& affine, const Stored* from, Stored* to, int64_t count) {

@@ -4,8 +4,9 @@
 
 #include "cpu/kernels.h"
 #include "cpu/staging/channel_order.h"
-#include "cpu/staging/staging.h"
+#include "cpu/staging/unstage.h"
 #include "cpu/staging/workspace.h"
+#include "cpu/vector/fetched_lines.h"
 #include "cpu/vector/vec.h"
 
 namespace groupconv::cpu {

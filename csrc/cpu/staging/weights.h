@@ -6,7 +6,7 @@
 #pragma once
 
 #include "cpu/staging/sides.h"
-#include "cpu/staging/staging.h"
+#include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/transpose.h"
 

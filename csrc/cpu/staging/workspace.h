@@ -2,10 +2,12 @@
 // that fit in cache.
 #pragma once
 
+#include <cstring>
+
 #include "cpu/for_each_item.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
-#include "cpu/staging/staging.h"
+#include "cpu/staging/planes.h"
 #include "cpu/vector/vec.h"
 
 namespace groupconv::cpu {
@@ -39,6 +41,11 @@ class Workspace {
   int64_t bytes_ = 0;
   char* cursor_ = nullptr;
 };
+
+template <class T>
+GROUPCONV_INLINE void fill_zero(T* p, int64_t count) {
+  std::memset(p, 0, static_cast<size_t>(count) * sizeof(T));
+}
 
 // What a tile may take where tile_bytes would leave its vectors half empty.
 constexpr int64_t most_tile_bytes = 960 << 10;

@@ -8,6 +8,9 @@
 namespace groupconv::cpu {
 namespace {
 
+// How far ahead of itself what gathers pixels asks memory for more: numbers.
+constexpr int64_t fetched_ahead = 1024;
+
 struct FetchedLines {
   const char* read;
   char* written;

@@ -97,5 +97,15 @@ GROUPCONV_INLINE void sum_each(const Vec<T>* sums, T* out) {
   for (int i = whole; i < Count; ++i) out[i] = sums[i].sum();
 }
 
+// Rows of an image are short, often shorter than the code that a compiler makes of a plain loop likes:
+// whole vectors, then a masked one.
+template <class T, class Element>
+GROUPCONV_INLINE void for_each_vector(int64_t count, const Element& element) {
+  constexpr int lanes = Vec<T>::lanes;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) element(i, Vec<T>::all());
+  if (i < count) element(i, Vec<T>::first(count - i));
+}
+
 }  // namespace
 }  // namespace groupconv::cpu

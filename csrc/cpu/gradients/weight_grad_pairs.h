@@ -15,9 +15,9 @@
 
 #include "cpu/gradients/correlate_pairs.h"
 #include "cpu/gradients/pair_grad_sums.h"
+#include "cpu/gradients/pair_sides.h"
 #include "cpu/processor/caches.h"
 #include "cpu/staging/pair_rows.h"
-#include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
 
 namespace groupconv::cpu {
@@ -52,26 +52,16 @@ class PixelPairsGrad {
         planes_(sweep_),
         groups_(p_.partition->groups),
         taps_(static_cast<int64_t>(sweep_.taps.size())),
-        input_whole_(p_.input.channels_last()),
-        grad_whole_(p_.grad.channels_last()),
-        input_direct_(!input_whole_ && p_.input.stride_w == 1 && sweep_.pointwise() && sweep_.rows == 1 &&
-                      sweep_.cols % 2 == 0),
-        input_spread_(sweep_.rows > 1 && SpreadRows::suits(p_.input) && planes_.count == 1 &&
-                      planes_.step_h == 1 && planes_.step_w == 1),
-        grad_spread_(sweep_.rows > 1 && SpreadRows::suits(p_.grad)) {
-    for (int64_t g = 0; g < groups_; ++g) {
-      most_inputs_ = larger(most_inputs_, inputs_.count(g));
-      most_outputs_ = larger(most_outputs_, outputs_.count(g));
-    }
+        most_inputs_(p_.partition->most_inputs),
+        most_outputs_(p_.partition->most_outputs),
+        sides_(p_, planes_, most_inputs_, most_outputs_) {
     for (const Tap& tap : sweep_.taps) any_odd_ |= tap.col % 2 != 0;
-    input_rows_ = input_direct_ ? 0 : input_whole_ ? p_.input.channels : most_inputs_;
-    grad_rows_ = grad_whole_ ? p_.grad.channels : most_outputs_;
     blocks_at_once_ = larger(int64_t{1}, smaller(blocks(most_inputs_), most_blocks / taps_));
   }
 
   // False, and the gradient zero as it was, where some sum is not finite.
   bool run() const {
-    const bool whole = input_whole_ || grad_whole_;
+    const bool whole = sides_.input_whole || sides_.grad_whole;
     const int64_t group_items = whole ? 1 : groups_, groups_at_once = groups_ / group_items;
     // One group's inputs can be cut without changing any sum.
     const bool cut = groups_ == 1 && p_.slices == 1 && p_.threads.count > 1;
@@ -114,30 +104,18 @@ class PixelPairsGrad {
     int64_t inputs_end(int64_t count) const { return smaller(end_input, count); }
   };
 
-  // Rows of some channels' places, and what they are as operands.
-  struct Scratch {
-    BFloat16 *inputs, *grads, *odd_grads;
-    int64_t input_distance, grad_distance;
+  // Rows, and what they are as operands.
+  struct Scratch : PairRows {
+    BFloat16* odd_grads;
     Operand* pairs;  // [16 inputs][plane][pair][input]
     int64_t pairs_distance;
     RightOperand* rights;
     PlaceRun* runs;
-    SpreadRows input_rows, grad_rows;
-    WantedChannels wanted_inputs, wanted_grads;
-  };
-
-  // Some images' tile.
-  struct Block {
-    int64_t n, images;
-    Tile tile;
-    RowPlaces places;
-    int64_t at_once;  // places that are multiplied
-    bool begins;      // nothing has been summed yet
   };
 
   // Whole images where all that is staged of one fits half of L2; some, of one group, in less.
   Tiling cut_into_tiles() const {
-    Tiling tiling(sweep_, input_rows_ * planes_.count, grad_rows_, 1, 1);
+    Tiling tiling(sweep_, sides_.input_rows * planes_.count, sides_.grad_rows, 1, 1);
     if (sweep_.rows > 1) return tiling;
     // Few tiles, and all but the last whole products.
     tiling.across = divide_up(sweep_.cols, larger(most_staged() / bytes_of_place(), block_depth));
@@ -145,9 +123,11 @@ class PixelPairsGrad {
     tiling.count = tiling.across = divide_up(sweep_.cols, tiling.tile_cols);
     return tiling;
   }
-  int64_t most_staged() const { return input_whole_ || grad_whole_ ? caches().own / 2 : tile_bytes; }
+  int64_t most_staged() const {
+    return sides_.input_whole || sides_.grad_whole ? caches().own / 2 : tile_bytes;
+  }
   int64_t bytes_of_place() const {
-    return larger(input_rows_ * planes_.count + grad_rows_, int64_t{1}) *
+    return larger(sides_.input_rows * planes_.count + sides_.grad_rows, int64_t{1}) *
            static_cast<int64_t>(sizeof(BFloat16));
   }
 
@@ -186,38 +166,21 @@ class PixelPairsGrad {
 
     Scratch scratch{};
     Workspace space;
-    scratch.input_distance = row_distance<BFloat16>(planes_.count * most.plane);
-    scratch.grad_distance = row_distance<BFloat16>(most.padded);
     scratch.pairs_distance = row_distance<Operand>(most_pairs(most) * block_cols);
-    const int64_t input_size = input_rows_ * scratch.input_distance;
-    const int64_t grad_size =
-        (grad_rows_ + block_rows) * scratch.grad_distance;  // and rows that are never wanted
-    const int64_t odd_size = any_odd_ ? round_up(most_outputs_, block_rows) * scratch.grad_distance : 0;
-    space.plan<BFloat16>(input_size);
-    space.plan<BFloat16>(grad_size);
+    const int64_t odd_size = any_odd_ ? round_up(most_outputs_, block_rows) * sides_.grad_distance(most) : 0;
+    sides_.plan(space, most);
     space.plan<BFloat16>(odd_size);
     space.plan<Operand>(blocks_at_once_ * scratch.pairs_distance);
     space.plan<RightOperand>(blocks_at_once_ * taps_);
     const int64_t rows =
         Products::takes_runs ? most.size / most.pitch * at_once + most.padded / places_of_run : 0;
     space.plan<PlaceRun>(rows);
-    SpreadRows::plan(space, most.size);
-    SpreadRows::plan(space, most.size);
-    plan_wanted(space, input_whole_ ? p_.input.channels : 0);
-    plan_wanted(space, grad_whole_ ? p_.grad.channels : 0);
     space.open();
-    scratch.inputs = space.take<BFloat16>(input_size);
-    scratch.grads = space.take<BFloat16>(grad_size);
+    sides_.open(space, most, scratch);
     scratch.odd_grads = space.take<BFloat16>(odd_size);
     scratch.pairs = space.take<Operand>(blocks_at_once_ * scratch.pairs_distance);
     scratch.rights = space.take<RightOperand>(blocks_at_once_ * taps_);
     scratch.runs = space.take<PlaceRun>(rows);
-    scratch.input_rows.open(space, most.size);
-    scratch.grad_rows.open(space, most.size);
-    scratch.wanted_inputs =
-        want(space, input_whole_ ? p_.input.channels : 0, scratch.input_distance, nullptr);
-    scratch.wanted_grads =
-        want(space, grad_whole_ ? p_.grad.channels : 0, scratch.grad_distance, outputs_.channels);
 
     [[maybe_unused]] const typename Products::Registers registers;
     int64_t staged = 0;  // images that were, and had their zeros where these have them
@@ -225,10 +188,10 @@ class PixelPairsGrad {
       const Tile tile = tiling.tile(sweep_, unit % tiling.count);
       const int64_t images = smaller(at_once, end - unit);
       const RowPlaces places(sweep_, planes_, tile, images, p_.input.height, p_.input.width);
-      const Block block{unit / tiling.count, images, tile, places, places_at_once(places), begins};
+      const PairBlock block{unit / tiling.count, images, tile, places, places_at_once(places), begins};
       if (images != staged || tiling.count > 1) {
-        clear(block, scratch);
-        list_rows(block, scratch);
+        sides_.clear(block, scratch);
+        sides_.list_rows(block, scratch);
         staged = images;
       }
       unit += images;
@@ -241,73 +204,18 @@ class PixelPairsGrad {
     }
   }
 
-  static void plan_wanted(Workspace& space, int64_t channels) {
-    space.plan<int64_t>(channels);
-    space.plan<int32_t>(channels);
-  }
-  // `order`: of the rows, or null: that of the channels.
-  static WantedChannels want(Workspace& space, int64_t channels, int64_t distance, const int32_t* order) {
-    int64_t* starts = space.take<int64_t>(channels);
-    int32_t* first = space.take<int32_t>(channels);
-    int64_t count = 0;
-    for (int64_t i = 0; i < channels; ++i) starts[order ? order[i] : i] = i * distance;
-    for (int64_t c = 0; c < channels; c += WantedChannels::at_once) {
-      first[count++] = static_cast<int32_t>(smaller(c, channels - WantedChannels::at_once));
-    }
-    return {first, count, starts};
-  }
-
-  // What is staged is between and before these zeros.
-  void clear(const Block& block, const Scratch& scratch) const {
-    const RowPlaces& places = block.places;
-    const bool in_one_piece = sweep_.pointwise() && sweep_.rows == 1 && places.size == block.tile.cols;
-    const int64_t first = in_one_piece ? block.images * places.size : 0;
-    for (int64_t r = 0; r < input_rows_; ++r) {
-      fill_zero(scratch.inputs + r * scratch.input_distance + first, planes_.count * places.plane - first);
-    }
-    for (int64_t r = 0; r < grad_rows_; ++r) {
-      fill_zero(scratch.grads + r * scratch.grad_distance + first, places.padded - first);
-    }
-  }
-
-  // The part of a plane's rows and columns that lies in the image.
-  Inside rows_inside(const Tile& tile) const {
-    return {planes_.first_row + tile.row, tile.rows + sweep_.halo_rows, 1, planes_.phases[0].row,
-            p_.input.height};
-  }
-  Inside cols_inside(const Tile& tile) const {
-    return {planes_.first_col + tile.col, tile.cols + sweep_.halo_cols, 1, planes_.phases[0].col,
-            p_.input.width};
-  }
-  bool spreads_input(const Tile& tile) const {
-    const Inside cols = cols_inside(tile);
-    return input_spread_ && cols.end - cols.begin == p_.input.width;
-  }
-  bool spreads_grad(const Tile& tile) const { return grad_spread_ && tile.cols == p_.grad.width; }
-
-  void list_rows(const Block& block, Scratch& scratch) const {
-    const int64_t pitch = block.places.pitch;
-    if (spreads_input(block.tile)) {
-      const Inside rows = rows_inside(block.tile), cols = cols_inside(block.tile);
-      scratch.input_rows.list((rows.end - rows.begin) * pitch, pitch, cols.begin, cols.end);
-    }
-    if (spreads_grad(block.tile)) {
-      scratch.grad_rows.list(tile_length(block.tile, pitch), pitch, 0, block.tile.cols);
-    }
-  }
-
   // Of one group or of all a tile of the images from n on is read next.
-  ReadsAhead ahead_of(const Item& item, const Block& block, int64_t group, int64_t n, int64_t images,
+  ReadsAhead ahead_of(const Item& item, const PairBlock& block, int64_t group, int64_t n, int64_t images,
                       const Tile& tile) const {
     ReadsAhead ahead{};
     if (!Products::takes_runs || group == groups_) return ahead;
     const bool one_group = item.end_group - item.first_group == 1;
-    if (input_whole_ || one_group) {
+    if (sides_.input_whole || one_group) {
       const Tile read{tile.row * sweep_.source_step_h, tile.col * sweep_.source_step_w,
                       tile.rows * sweep_.source_step_h, tile.cols * sweep_.source_step_w};
       ahead.input = {p_.input, n, images, {inputs_.of(group), inputs_.count(group)}, read};
     }
-    if (grad_whole_ || one_group) {
+    if (sides_.grad_whole || one_group) {
       ahead.grad = {p_.grad, n, images, {outputs_.of(group), outputs_.count(group)}, tile};
     }
     int64_t tiles = 0;
@@ -319,18 +227,20 @@ class PixelPairsGrad {
     return ahead;
   }
 
-  void add_block(const Item& item, const Block& block, const Scratch& scratch, const PairGradSums& all_sums,
-                 ReadsAhead& ahead) const {
-    if (input_whole_) stage_input({nullptr, p_.input.channels}, block, scratch);
-    if (grad_whole_) stage_grad({nullptr, p_.grad.channels}, block, scratch);
+  void add_block(const Item& item, const PairBlock& block, const Scratch& scratch,
+                 const PairGradSums& all_sums, ReadsAhead& ahead) const {
+    if (sides_.input_whole) sides_.stage_input({nullptr, p_.input.channels}, block, scratch);
+    if (sides_.grad_whole) sides_.stage_grad({nullptr, p_.grad.channels}, block, scratch);
     for (int64_t g = item.first_group; g < item.end_group; ++g) {
       const int64_t ins = item.inputs_end(inputs_.count(g)), outs = outputs_.count(g);
       if (ins == 0 || outs == 0) continue;
-      if (!input_whole_ && !input_direct_) stage_input({inputs_.of(g), inputs_.count(g)}, block, scratch);
-      if (!grad_whole_) stage_grad({outputs_.of(g), outs}, block, scratch);
+      if (!sides_.input_whole && !sides_.input_direct)
+        sides_.stage_input({inputs_.of(g), inputs_.count(g)}, block, scratch);
+      if (!sides_.grad_whole) sides_.stage_grad({outputs_.of(g), outs}, block, scratch);
       const int64_t sums_of_inputs = all_sums.of_inputs(g);
       const int64_t even = list_rights(block, scratch, sums_of_inputs);
-      const BFloat16* grads = scratch.grads + (grad_whole_ ? outputs_.offsets[g] : 0) * scratch.grad_distance;
+      const BFloat16* grads =
+          scratch.grads + (sides_.grad_whole ? outputs_.offsets[g] : 0) * scratch.grad_distance;
       if (any_odd_) shift_rows(grads, outs, block, scratch);
       float* sums = all_sums.of(item.slice, g) + item.first_input / block_cols * sums_of_inputs;
       for (int64_t i = item.first_input; i < ins; i += blocks_at_once_ * block_cols) {
@@ -349,7 +259,7 @@ class PixelPairsGrad {
 
   // Of taps that read an even number of places further on, then of those that read an odd one, each once for
   // every block of inputs. Returns how many taps are even.
-  int64_t list_rights(const Block& block, const Scratch& scratch, int64_t sums_of_inputs) const {
+  int64_t list_rights(const PairBlock& block, const Scratch& scratch, int64_t sums_of_inputs) const {
     const RowPlaces& places = block.places;
     RightOperand* right = scratch.rights;
     int64_t even = 0;
@@ -369,55 +279,9 @@ class PixelPairsGrad {
     return even;
   }
 
-  void stage_input(ChannelSet channels, const Block& block, const Scratch& scratch) const {
-    PlaneShape shape(sweep_, block.tile);
-    shape.pitch = block.places.pitch;
-    for (int64_t i = 0; i < block.images; ++i) {
-      BFloat16* to = scratch.inputs + i * block.places.size;
-      if (input_whole_) {
-        transpose_planes(p_.input, block.n + i, scratch.wanted_inputs, planes_, block.tile, shape, to,
-                         block.places.plane);
-      } else if (spreads_input(block.tile)) {
-        const Inside rows = rows_inside(block.tile);
-        const int64_t y = planes_.first_row + block.tile.row + planes_.phases[0].row + rows.begin;
-        for (int64_t c = 0; c < channels.count; ++c) {
-          scratch.input_rows.run(p_.input.at(block.n + i, channels[c], y, 0),
-                                 to + c * scratch.input_distance + rows.begin * shape.pitch,
-                                 (rows.end - rows.begin) * shape.pitch);
-        }
-      } else {
-        copy_planes(p_.input, block.n + i, channels, planes_, block.tile, shape, to, scratch.input_distance,
-                    block.places.plane, {});
-      }
-    }
-  }
-
-  void stage_grad(ChannelSet channels, const Block& block, const Scratch& scratch) const {
-    const Tile& tile = block.tile;
-    const Image<const BFloat16> part = p_.grad.crop(tile.row, tile.col, tile.rows, tile.cols);
-    const Tile all{0, 0, tile.rows, tile.cols};
-    const Phase origin{0, 0};
-    const Planes lattice(origin);
-    PlaneShape shape(sweep_, all);
-    shape.rows = tile.rows;
-    shape.pitch = block.places.pitch;
-    for (int64_t i = 0; i < block.images; ++i) {
-      BFloat16* to = scratch.grads + i * block.places.size;
-      if (grad_whole_) {
-        transpose_planes(part, block.n + i, scratch.wanted_grads, lattice, all, shape, to, 0);
-      } else if (spreads_grad(tile)) {
-        for (int64_t c = 0; c < channels.count; ++c) {
-          scratch.grad_rows.run(part.at(block.n + i, channels[c], 0, 0), to + c * scratch.grad_distance,
-                                tile_length(tile, shape.pitch));
-        }
-      } else {
-        copy_planes(part, block.n + i, channels, lattice, all, shape, to, scratch.grad_distance, 0, {});
-      }
-    }
-  }
-
   // One place further on; the last place of each row is zero.
-  static void shift_rows(const BFloat16* grads, int64_t rows, const Block& block, const Scratch& scratch) {
+  static void shift_rows(const BFloat16* grads, int64_t rows, const PairBlock& block,
+                         const Scratch& scratch) {
     using V_ = Vec<BFloat16>;
     const auto all_but_first = V_::from_bits(~uint32_t{1}), every = V_::first(V_::lanes);
     BFloat16* to = scratch.odd_grads;
@@ -430,7 +294,7 @@ class PixelPairsGrad {
   }
 
   // Places from `at` on of some inputs of a group as right operands.
-  void pair_pixels(int64_t group, int64_t first, int64_t count, const Block& block, int64_t at,
+  void pair_pixels(int64_t group, int64_t first, int64_t count, const PairBlock& block, int64_t at,
                    const Scratch& scratch) const {
     const int32_t* channels = inputs_.of(group) + first;
     const RowPlaces& places = block.places;
@@ -444,7 +308,7 @@ class PixelPairsGrad {
         transpose_between(from, smaller(block_cols, count - c), pixels / 2,
                           SpacedColumns<Operand>(pairs, block_cols));
       };
-      if (input_direct_) {
+      if (sides_.input_direct) {
         int64_t place = at;
         for (int64_t i = at / places.size; i < block.images && place < end; ++i) {
           const int64_t col = place - i * places.size, pixels = smaller(end, (i + 1) * places.size) - place;
@@ -459,7 +323,7 @@ class PixelPairsGrad {
         const BFloat16* rows = scratch.inputs + plane * places.plane + at;
         pair(
             [&](int64_t r) {
-              return rows + (input_whole_ ? channels[r] : first + r) * scratch.input_distance;
+              return rows + (sides_.input_whole ? channels[r] : first + r) * scratch.input_distance;
             },
             end - at + places.reach, to + plane * (block.at_once + places.reach) / 2 * block_cols);
       }
@@ -468,7 +332,7 @@ class PixelPairsGrad {
 
   // The places of [at, at + at_once) that hold pixels of the gradient, which is `odd` places further on. Each is in one
   // run: where there are no zeros between two rows the last pixel of one comes to where the next begins.
-  int64_t list_runs(const Block& block, int64_t at, int64_t odd, PlaceRun* runs) const {
+  int64_t list_runs(const PairBlock& block, int64_t at, int64_t odd, PlaceRun* runs) const {
     const RowPlaces& places = block.places;
     const int64_t end = smaller(at + block.at_once, places.padded);
     const int64_t begin = larger(at - 2, int64_t{0});  // whose row may reach here
@@ -491,9 +355,9 @@ class PixelPairsGrad {
   }
 
   // What all outputs' rows from `at` on, moved by `odd`, and some right operands make of each other.
-  void multiply(const Block& block, const Scratch& scratch, const BFloat16* grads, int64_t outs, int64_t at,
-                int64_t odd, const RightOperand* rights, int64_t count, float* sums, int64_t sums_of_outputs,
-                ReadsAhead& ahead) const {
+  void multiply(const PairBlock& block, const Scratch& scratch, const BFloat16* grads, int64_t outs,
+                int64_t at, int64_t odd, const RightOperand* rights, int64_t count, float* sums,
+                int64_t sums_of_outputs, ReadsAhead& ahead) const {
     if (count == 0) return;
     const int64_t step = divide_up(count, divide_up(count, int64_t{Products::most_right_operands}));
     CorrelatePairsJob job{};
@@ -521,11 +385,9 @@ class PixelPairsGrad {
   ChannelLists inputs_, outputs_;
   Planes planes_;
   int64_t groups_, taps_;
-  bool input_whole_, grad_whole_, input_direct_;
-  bool input_spread_, grad_spread_;  // by the vector, where tiles have whole rows
-  bool any_odd_ = false;             // some tap's neighbour is an odd number of places away
-  int64_t most_inputs_ = 0, most_outputs_ = 0;
-  int64_t input_rows_, grad_rows_;
+  bool any_odd_ = false;  // some tap's neighbour is an odd number of places away
+  int64_t most_inputs_, most_outputs_;
+  PairSides sides_;
   int64_t blocks_at_once_;  // of 16 inputs
 };
 

@@ -8,10 +8,6 @@
 #include "core/inline.h"
 #include "core/numeric.h"
 
-// GCC 12 warns about its own AVX-512 headers, which leave unused lanes undefined on purpose.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-
 namespace groupconv::cpu {
 namespace {
 

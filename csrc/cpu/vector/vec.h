@@ -10,6 +10,10 @@
 
 #include "core/inline.h"
 
+// GCC 12 warns about its own vector headers, which leave unused lanes undefined on purpose.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
 // Each of these has Vec<T> and
 //   vector_registers   how many there are
 //   has_compress       whether there are compress() and expand()

@@ -265,7 +265,8 @@ void multiply_column(const MultiplyJob<T, Out>& job, const TileSources<T>& where
   const Strides weight_rows = weight_rows_of(job);
   Ahead<T> ahead = ahead_of(job, pixel + V * Vec<T>::lanes, 0);
   ahead.further = job.from_afar ? tile_width<T> : 0;
-  ahead.written = tile_width<T>;
+  // Vectors of half a line would ask for each one twice.
+  ahead.written = fills_lines<Out> ? tile_width<T> : 0;
   int64_t left = job.depth;
   for (int64_t row = 0; row < rows; row += max_tile_rows) {
     ahead.count = smaller(share, left);

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
+#include <vector>
 
 #include "core/known_partitions.h"
 #include "core/partition.h"
@@ -33,6 +35,15 @@ inline KnownPartition read_partition(const Tensor& table, int64_t in_channels, i
       known_partition(table.const_data_ptr<int32_t>(), table.numel(), in_channels, out_channels, wrong);
   STD_TORCH_CHECK(known, wrong);
   return known;
+}
+
+// Of a table that an operation made itself; it begins with its channels.
+inline PartitionView parsed(const std::vector<int32_t>& table) {
+  PartitionView view;
+  const std::string wrong =
+      parse_partition(table.data(), static_cast<int64_t>(table.size()), table[0], table[1], view);
+  STD_TORCH_CHECK(wrong.empty(), wrong);
+  return view;
 }
 
 inline void check_weight(const Tensor& weight, const PartitionView& partition) {

@@ -81,14 +81,6 @@ Tensor as_tensor(const std::vector<int32_t>& table, const Tensor& like) {
   return tensor;
 }
 
-PartitionView view_of(const std::vector<int32_t>& table) {
-  PartitionView view;
-  const std::string wrong =
-      parse_partition(table.data(), static_cast<int64_t>(table.size()), table[0], table[1], view);
-  STD_TORCH_CHECK(wrong.empty(), wrong);
-  return view;
-}
-
 // The packed weight in `dtype`: that of the dense one, or bfloat16 from float32.
 Tensor packed_from(const Tensor& dense, const PartitionView& partition, ScalarType dtype) {
   const Tensor from = as_contiguous(dense);
@@ -228,7 +220,7 @@ Tensor labelled_conv2d(const Tensor& input, const Tensor& weight, const std::opt
                        int64_t pad_right, int64_t dilation_h, int64_t dilation_w) {
   const Labelled labelled(in_labels, out_labels, groups);
   check_dense("weight", weight, labelled.out_channels(), labelled.in_channels());
-  const Tensor packed = packed_from(weight, view_of(labelled.table), input.scalar_type());
+  const Tensor packed = packed_from(weight, parsed(labelled.table), input.scalar_type());
   return conv2d(input, packed, bias, std::nullopt, as_tensor(labelled.table, in_labels),
                 labelled.out_channels(), stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right,
                 dilation_h, dilation_w, 0);
@@ -241,7 +233,7 @@ Tensor labelled_conv2d_input_grad(const Tensor& grad, const Tensor& weight, cons
                                   bool channels_last) {
   const Labelled labelled(in_labels, out_labels, groups);
   check_dense("weight", weight, labelled.out_channels(), labelled.in_channels());
-  const Tensor packed = packed_from(weight, view_of(labelled.table), grad.scalar_type());
+  const Tensor packed = packed_from(weight, parsed(labelled.table), grad.scalar_type());
   return conv2d_input_grad(grad, packed, as_tensor(labelled.table, in_labels), labelled.in_channels(), height,
                            width, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h,
                            dilation_w, channels_last);
@@ -253,7 +245,7 @@ Tensor labelled_conv2d_weight_grad(const Tensor& grad, const Tensor& input, cons
                                    int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
                                    int64_t dilation_h, int64_t dilation_w) {
   const Labelled labelled(in_labels, out_labels, groups);
-  const PartitionView partition = view_of(labelled.table);
+  const PartitionView partition = parsed(labelled.table);
   const Tensor packed = conv2d_weight_grad(grad, input, as_tensor(labelled.table, in_labels),
                                            partition.entries(), kernel_h, kernel_w, stride_h, stride_w,
                                            pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w);
@@ -341,7 +333,7 @@ std::tuple<Tensor, Tensor, Tensor> label_grad(const Tensor& grad, const Tensor& 
   const int64_t area = window_area(weight, 2);
   STD_TORCH_CHECK(window_area(grad, 2) == area, "grad has sizes ", sizes_text(grad), ", weight ",
                   sizes_text(weight));
-  const PartitionView partition = view_of(labelled.table);
+  const PartitionView partition = parsed(labelled.table);
   const Tensor typed_grad = as_contiguous(grad), typed_weight = as_contiguous(weight);
   return for_dtype(grad, [&](auto element) -> std::tuple<Tensor, Tensor, Tensor> {
     using Stored = decltype(element);
@@ -420,7 +412,7 @@ std::tuple<Tensor, Tensor> kronecker_grad(const Tensor& grad, const Tensor& weig
   check_like("weight", weight, "grad", grad);
   STD_TORCH_CHECK(window_area(grad, 2) == window_area(weight, 2), "grad has sizes ", sizes_text(grad),
                   ", weight ", sizes_text(weight));
-  return kronecker_sums(grad, weight, kronecker, view_of(kronecker.neighbour_table()), false);
+  return kronecker_sums(grad, weight, kronecker, parsed(kronecker.neighbour_table()), false);
 }
 
 std::tuple<Tensor, Tensor> kronecker_conv2d_grad(const Tensor& grad, const Tensor& input,
@@ -432,7 +424,7 @@ std::tuple<Tensor, Tensor> kronecker_conv2d_grad(const Tensor& grad, const Tenso
   check_dense("weight", weight, weight.size(0), weight.size(1));
   const Kronecker kronecker = read_gates(gates, weight.size(1), weight.size(0), "gates");
   const std::vector<int32_t> table = kronecker.neighbour_table();
-  const PartitionView neighbours = view_of(table);
+  const PartitionView neighbours = parsed(table);
   Tensor packed = conv2d_weight_grad(grad, input, as_tensor(table, gates), neighbours.entries(),
                                      weight.size(2), weight.size(3), stride_h, stride_w, pad_top, pad_bottom,
                                      pad_left, pad_right, dilation_h, dilation_w);

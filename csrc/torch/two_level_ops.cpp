@@ -38,14 +38,6 @@ Tensor with_restriction(const Tensor& weight, const Tensor& restriction, const P
   return rows;
 }
 
-PartitionView parsed(const std::vector<int32_t>& table, int64_t in_channels, int64_t out_channels) {
-  PartitionView view;
-  const std::string wrong =
-      parse_partition(table.data(), static_cast<int64_t>(table.size()), in_channels, out_channels, view);
-  STD_TORCH_CHECK(wrong.empty(), wrong);
-  return view;
-}
-
 std::vector<int32_t> counted(int64_t count) {
   std::vector<int32_t> numbers(static_cast<size_t>(count));
   std::iota(numbers.begin(), numbers.end(), 0);
@@ -65,7 +57,7 @@ PartitionView restrict_partition(const PartitionView& within) {
   append(outputs.data(), groups + 1);
   append(within.inputs.channels, reads);
   append(outputs.data(), groups);
-  return parsed(table, within.in_channels, groups);
+  return parsed(table);
 }
 
 // S's: one group from all of z to all outputs.
@@ -76,7 +68,7 @@ PartitionView spread_partition(int64_t groups, int64_t out_channels) {
     const std::vector<int32_t> channels = counted(count);
     table.insert(table.end(), channels.begin(), channels.end());
   }
-  return parsed(table, groups, out_channels);
+  return parsed(table);
 }
 
 // `problem` is A's alone.

@@ -71,20 +71,20 @@ GROUPCONV_INLINE void add_strip(const GradStripRows& rows, const GradStripLanes&
     ++y;
     from += rows.source_stride;
   };
-  const auto add_row = [&](const V_(&upper)[window], const V_(&middle)[window], V_(&lower)[window])
-                           GROUPCONV_INLINE_LAMBDA {
-                             load_row(lower);
-                             V_ g = Lanes::load(grad[0] + to, grad[1] + to, lanes);
-                             pin(g);
+  using Row = V_[window];  // as each column of the window sees it
+  const auto add_row = [&](const Row& upper, const Row& middle, Row& lower) GROUPCONV_INLINE_LAMBDA {
+    load_row(lower);
+    V_ g = Lanes::load(grad[0] + to, grad[1] + to, lanes);
+    pin(g);
 #pragma GCC unroll 3
-                             for (int j = 0; j < window; ++j) {
-                               sums[j] = multiply_add(g, upper[j], sums[j]);
-                               sums[3 + j] = multiply_add(g, middle[j], sums[3 + j]);
-                               sums[6 + j] = multiply_add(g, lower[j], sums[6 + j]);
-                             }
-                             to += rows.grad_stride;
-                             return ++row < end;
-                           };
+    for (int j = 0; j < window; ++j) {
+      sums[j] = multiply_add(g, upper[j], sums[j]);
+      sums[3 + j] = multiply_add(g, middle[j], sums[3 + j]);
+      sums[6 + j] = multiply_add(g, lower[j], sums[6 + j]);
+    }
+    to += rows.grad_stride;
+    return ++row < end;
+  };
   V_ x[window][window];
   load_row(x[0]);
   load_row(x[1]);

@@ -42,10 +42,9 @@ class StageRows {
   StageRows(const ChainStage<T>* stages, int64_t count) {
     for (int64_t s = 0; s < count; ++s) {
       const PartitionView& partition = *stages[s].partition;
-      for (const ChannelLists& lists : {partition.inputs, partition.outputs}) {
+      for (const ChannelLists& lists : {partition.inputs, partition.outputs})
         most_rows_ = larger<int64_t>(most_rows_, lists.offsets[partition.groups]);
-        for (int64_t g = 0; g < partition.groups; ++g) most_depth_ = larger(most_depth_, lists.count(g));
-      }
+      most_depth_ = larger(most_depth_, larger(partition.most_inputs, partition.most_outputs));
     }
   }
 
@@ -290,9 +289,7 @@ class ChainGrad {
       most_channels_ = larger(most_channels_, partition.out_channels);
       if (s < p_.count) hidden_rows_ += partition.out_channels;
       entries_ += partition.entries();
-      for (int64_t g = 0; g < partition.groups; ++g) {
-        most_ = larger(most_, larger(partition.inputs.count(g), partition.outputs.count(g)));
-      }
+      most_ = larger(most_, larger(partition.most_inputs, partition.most_outputs));
     }
     const int64_t kept = (grad_direct_ ? 0 : 1) + p_.count - (dest_direct_ ? 1 : 0);
     buffers_ = kept < 2 ? 1 : 2;

@@ -35,7 +35,9 @@ class Convolution {
         planes_(sweep_),
         groups_(p_.partition->groups),
         taps_(static_cast<int64_t>(sweep_.taps.size())),
-        finish_(p_.activation) {
+        finish_(p_.activation),
+        most_sources_(p_.transposed ? p_.partition->most_outputs : p_.partition->most_inputs),
+        most_dests_(p_.transposed ? p_.partition->most_inputs : p_.partition->most_outputs) {
     accumulate_ = p_.transposed && p_.partition->inputs_overlap;
     source_direct_ = computes_as_stored && !p_.prologue && is_one_row(sweep_, p_.source);
     source_whole_ = p_.source.channels_last();
@@ -45,10 +47,6 @@ class Convolution {
                            sweep_.dest_step_h == 1 && sweep_.dest_step_w == 1 && is_clamp(p_.activation);
     dest_direct_ = dest_flat && (sweep_.halo_cols == 0 || sweep_.rows == 1);
     clear_sums_ = dest_whole_ && p_.transposed && (accumulate_ || !p_.partition->inputs_complete);
-    for (int64_t g = 0; g < groups_; ++g) {
-      most_sources_ = larger(most_sources_, sources_.count(g));
-      most_dests_ = larger(most_dests_, dests_.count(g));
-    }
     shared_ = p_.coarse ? groups_ : 0;
     const int64_t read = p_.source.batch * p_.source.channels * p_.source.height * p_.source.width;
     fetches_next_ = source_direct_ && 2 * read * static_cast<int64_t>(sizeof(Stored)) >= caches().own;
@@ -343,9 +341,9 @@ class Convolution {
   bool accumulate_, clear_sums_;
   bool fetches_next_;  // the source is read where it lies, and that is beyond a core's own cache
   Stores stores_ = Stores::plain;
-  int64_t most_sources_ = 0, most_dests_ = 0;
-  int64_t staged_, summed_;  // channels that a tile keeps in scratch
-  int64_t shared_;           // channels that every group makes one of and every output reads
+  int64_t most_sources_, most_dests_;  // of one group
+  int64_t staged_, summed_;            // channels that a tile keeps in scratch
+  int64_t shared_;                     // channels that every group makes one of and every output reads
 };
 
 }  // namespace

@@ -42,15 +42,14 @@ class LaneConvolution {
       return false;
     const int64_t pixels = p.dest.batch * sweep.rows * sweep.cols;
     if (pixels < least_pixels) return false;
-    int64_t most_sources = 0, in_lanes = 0, taken = 0;
+    int64_t in_lanes = 0, taken = 0;
     for (int64_t g = 0; g < sides.groups; ++g) {
       if (weights_of(sides, g) * static_cast<int64_t>(sizeof(T)) > most_bytes) return false;
-      most_sources = larger(most_sources, sides.sources.count(g));
       in_lanes += sides.dests.count(g) - dests_by_rows(sides, g);
       taken += width_of(sides, g);
     }
     if (4 * in_lanes < 3 * taken || 2 * in_lanes < sides.dests.offsets[sides.groups]) return false;
-    if (tiling(sweep, most_sources, 1).across > 1) return false;
+    if (tiling(sweep, sides.most_sources, 1).across > 1) return false;
     return p.partition->entries() * sides.taps >= least_depth * sides.dests.offsets[sides.groups];
   }
 
@@ -60,14 +59,11 @@ class LaneConvolution {
         sides_(problem),
         planes_(sweep_),
         runs_(runs_of_taps(sweep_, taps_together)),
-        range_(clamp_range<T>(p_.activation)) {
-    for (int64_t g = 0; g < sides_.groups; ++g)
-      most_sources_ = larger(most_sources_, sides_.sources.count(g));
-  }
+        range_(clamp_range<T>(p_.activation)) {}
 
   void run() const {
     const int64_t wanted = p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch * sides_.groups) : 1;
-    const Tiling tiles = tiling(sweep_, most_sources_, wanted);
+    const Tiling tiles = tiling(sweep_, sides_.most_sources, wanted);
     const PlaneShape shape(sweep_, tiles.tile(sweep_, 0));  // no tile is larger
     const int64_t vectors = divide_up(shape.size, lanes), left = -planes_.first_col - planes_.phases[0].col;
     Workspace shared;
@@ -275,7 +271,6 @@ class LaneConvolution {
   Planes planes_;
   TapRuns runs_;
   ClampRange<T> range_;
-  int64_t most_sources_ = 0;
 };
 #else
 template <class Stored>

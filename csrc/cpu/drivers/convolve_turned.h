@@ -48,10 +48,7 @@ class TurnedConvolution {
       images_ = 1;
     }
     int64_t tiles = 0;
-    for (int64_t g = 0; g < sides_.groups; ++g) {
-      most_sources_ = larger(most_sources_, sides_.sources.count(g));
-      tiles += turned_tiles<T>(sides_.dests.count(g), width_);
-    }
+    for (int64_t g = 0; g < sides_.groups; ++g) tiles += turned_tiles<T>(sides_.dests.count(g), width_);
     const int64_t stride = larger(p_.source.stride_w, p_.dest.stride_w);
     const int64_t lines = width_ * stride * static_cast<int64_t>(sizeof(T)) / line_bytes;
     lines_per_tile_ = divide_up(lines, larger(tiles, int64_t{1}));
@@ -93,12 +90,12 @@ class TurnedConvolution {
     space.plan<const T*>(reads_);
     space.plan<T*>(writes_);
     space.plan<T>(writes_);
-    space.plan<int64_t>(most_sources_);
+    space.plan<int64_t>(sides_.most_sources);
     space.open();
     T* staged = space.take<T>(p_.source.channels * width_);
     T* sums = space.take<T>(p_.dest.channels * width_);
     const Rows rows{space.take<const T*>(reads_), space.take<T*>(writes_), space.take<T>(writes_),
-                    space.take<int64_t>(most_sources_)};
+                    space.take<int64_t>(sides_.most_sources)};
     for (int64_t i = 0; i < reads_; ++i) rows.sources[i] = staged + sides_.sources.channels[i] * width_;
     for (int64_t r = 0; r < writes_; ++r) {
       const int64_t channel = sides_.dests.channels[r];
@@ -159,7 +156,7 @@ class TurnedConvolution {
   int64_t images_, pixels_;  // all images are one where they follow each other
   int64_t width_;            // of the rows, in pixels
   int64_t reads_, writes_;   // of a pixel, by all groups
-  int64_t most_sources_ = 0, lines_per_tile_ = 0;
+  int64_t lines_per_tile_ = 0;
 };
 
 // False where another driver has to do it.

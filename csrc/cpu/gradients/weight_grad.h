@@ -39,7 +39,9 @@ class WeightGrad {
         outputs_(p_.partition->outputs),
         planes_(sweep_),
         groups_(p_.partition->groups),
-        taps_(static_cast<int64_t>(sweep_.taps.size())) {
+        taps_(static_cast<int64_t>(sweep_.taps.size())),
+        most_inputs_(p_.partition->most_inputs),
+        most_outputs_(p_.partition->most_outputs) {
     // Below that many pixels the sums at the end of a tile weigh more than staging does.
     constexpr int64_t long_enough = 512;
     const bool alone = p_.input.batch <= p_.slices || sweep_.rows * sweep_.cols >= long_enough;
@@ -48,10 +50,6 @@ class WeightGrad {
     grad_direct_ = computes_as_stored && alone && !p_.grad.channels_last() && p_.grad.stride_w == 1 &&
                    p_.grad.flat() && sweep_.halo_cols == 0;
     grad_whole_ = p_.grad.channels_last();
-    for (int64_t g = 0; g < groups_; ++g) {
-      most_inputs_ = larger(most_inputs_, inputs_.count(g));
-      most_outputs_ = larger(most_outputs_, outputs_.count(g));
-    }
     staged_inputs_ = input_direct_ ? 0 : input_whole_ ? p_.input.channels : most_inputs_;
     staged_grads_ = grad_direct_ ? 0 : grad_whole_ ? p_.grad.channels : most_outputs_;
   }
@@ -205,7 +203,7 @@ class WeightGrad {
   Planes planes_;
   int64_t groups_, taps_;
   bool input_direct_, input_whole_, grad_direct_, grad_whole_;
-  int64_t most_inputs_ = 0, most_outputs_ = 0;
+  int64_t most_inputs_, most_outputs_;
   int64_t staged_inputs_, staged_grads_;
 };
 

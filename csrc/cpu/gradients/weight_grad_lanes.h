@@ -83,12 +83,9 @@ class LaneWeightGrad {
         groups_(p_.partition->groups),
         taps_(static_cast<int64_t>(sweep_.taps.size())),
         reach_(sweep_),
-        over_inputs_(prefers_inputs(*p_.partition)) {
-    for (int64_t g = 0; g < groups_; ++g) {
-      most_inputs_ = larger(most_inputs_, inputs_.count(g));
-      most_outputs_ = larger(most_outputs_, outputs_.count(g));
-    }
-  }
+        over_inputs_(prefers_inputs(*p_.partition)),
+        most_inputs_(p_.partition->most_inputs),
+        most_outputs_(p_.partition->most_outputs) {}
 
   void run() const {
     // A group's pixels of a tile stay in L1 as far as its height allows.
@@ -361,7 +358,7 @@ class LaneWeightGrad {
   int64_t groups_, taps_;
   Reach reach_;
   bool over_inputs_;
-  int64_t most_inputs_ = 0, most_outputs_ = 0;
+  int64_t most_inputs_, most_outputs_;
 };
 
 }  // namespace

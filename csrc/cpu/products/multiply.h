@@ -20,6 +20,7 @@
 
 #include "cpu/products/multiply_columns.h"
 #include "cpu/products/multiply_job.h"
+#include "cpu/vector/fetched_lines.h"
 #include "cpu/vector/strides.h"
 
 namespace groupconv::cpu {
@@ -50,8 +51,6 @@ struct TileSources {
   const T* const* rows;
   int64_t begin;
 };
-
-constexpr int into_l2 = 2;  // as __builtin_prefetch calls it
 
 // What a tile fetches for the one after it: it is narrow and its rows lie far apart, so the hardware does not guess
 // where they go on. A core keeps few lines in flight to its L1, so every tile of rows fetches its share, halfway through

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/staging/planes.h"
+#include "cpu/vector/fetched_lines.h"
 #include "cpu/vector/stores.h"
 
 namespace groupconv::cpu {
@@ -35,7 +36,7 @@ class LinesAhead {
   // Whether there was one left.
   GROUPCONV_INLINE bool fetch() {
     if (lines_ == 0 && !next_strip()) return false;
-    __builtin_prefetch(at_, 0, 2);
+    __builtin_prefetch(at_, 0, into_l2);
     at_ += line_bytes;
     --lines_;
     return true;

@@ -365,7 +365,7 @@ class PixelSource {
         const int64_t ahead = fetched(first);
         orders_[list].run(from, image_.stride_w, pixels,
                           [&](int64_t p, const auto& places, Vec<Operand> x) GROUPCONV_INLINE_LAMBDA {
-                            __builtin_prefetch(from + p * image_.stride_w + ahead + places.first, 0, 2);
+                            __builtin_prefetch(from + p * image_.stride_w + ahead + places.first, 0, into_l2);
                             places.store(x, to + p * distance);
                           });
         if (!prologue_) return;
@@ -385,7 +385,7 @@ class PixelSource {
       if (prologue_) return prepare_pixel(prologue, from + first, to, count);
       const int64_t ahead = fetched(first);
       for_each_vector<Operand>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
-        __builtin_prefetch(from + ahead + i, 0, 2);
+        __builtin_prefetch(from + ahead + i, 0, into_l2);
         Vec<Operand>::load(from + first + i, mask).store(to + i, mask);
       });
     } else {

@@ -13,12 +13,14 @@ struct Sides {
 
   const ConvolveProblem<Stored>& problem;
   ChannelLists sources, dests;
+  int64_t most_sources;  // of one group
   int64_t groups, taps;
 
   explicit Sides(const ConvolveProblem<Stored>& p)
       : problem(p),
         sources(p.transposed ? p.partition->outputs : p.partition->inputs),
         dests(p.transposed ? p.partition->inputs : p.partition->outputs),
+        most_sources(p.transposed ? p.partition->most_outputs : p.partition->most_inputs),
         groups(p.partition->groups),
         taps(static_cast<int64_t>(p.sweep->taps.size())) {}
 

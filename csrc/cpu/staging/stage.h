@@ -9,6 +9,7 @@
 #include "cpu/staging/prologue.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/convert.h"
+#include "cpu/vector/fetched_lines.h"
 #include "cpu/vector/pair.h"
 #include "cpu/vector/row_gaps.h"
 #include "cpu/vector/transpose.h"
@@ -212,7 +213,7 @@ void stage_vectors(const Image<const Stored>& image, int64_t n, ChannelSet chann
     const auto copy = [&](auto load) GROUPCONV_INLINE_LAMBDA {
       const GapVector* gap = gaps;
       for_each_vector<T>(length, [&](int64_t at, auto stored) GROUPCONV_INLINE_LAMBDA {
-        __builtin_prefetch(fetched + gap->before, 0, 2);
+        __builtin_prefetch(fetched + gap->before, 0, into_l2);
         const uint32_t lanes = gap->lanes & stored;
         const Vec<T> x = load(gap->before, Vec<T>::first(__builtin_popcount(lanes)));
         expand(x, Vec<T>::from_bits(lanes)).store(to + at, stored);

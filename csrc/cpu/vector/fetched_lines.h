@@ -11,13 +11,15 @@ namespace {
 // How far ahead of itself what gathers pixels asks memory for more: numbers.
 constexpr int64_t fetched_ahead = 1024;
 
+constexpr int into_l2 = 2;  // as __builtin_prefetch calls it
+
 struct FetchedLines {
   const char* read;
   char* written;
   int64_t per_tile;
 
   GROUPCONV_INLINE void fetch() {
-    __builtin_prefetch(read, 0, 2);
+    __builtin_prefetch(read, 0, into_l2);
     __builtin_prefetch(written, 1);
     read += line_bytes;
     written += line_bytes;

@@ -64,7 +64,11 @@ def separable_conv2d(
         ValueError: A value that does not fit a partition or the window.
         groupconv_ext.backends.BackendError: A backend asked for by name that cannot run.
     """
-    _check_stages(x, pointwise_weight, partition, pointwise_partition)
+    _check_tensors(
+        {"x": x, "weight": weight, "pointwise_weight": pointwise_weight},
+        {"bias": bias, "pointwise_bias": pointwise_bias, "residual": residual},
+    )
+    _check_stages(pointwise_weight, partition, pointwise_partition)
     if x.dim() == 3:
         return separable_conv2d(
             x.unsqueeze(0),
@@ -113,7 +117,7 @@ def separable_conv2d(
         return one_by_one()
     if choose(backend, call).name != "native" or x.dim() != 4:
         return one_by_one()
-    if activation not in _CODES or pointwise_activation not in _CODES:
+    if any(a is not None and a not in ACTIVATIONS for a in (activation, pointwise_activation)):
         return one_by_one()  # which refuses it
     first = packed_weight(weight, partition)
     try:
@@ -141,13 +145,16 @@ _CODES: dict[str | None, int] = {name: code for code, name in enumerate(ACTIVATI
 _CODES[None] = 0
 
 
+def _check_tensors(operands: dict[str, object], optional: dict[str, object]) -> None:
+    for name, value in (operands | optional).items():
+        if isinstance(value, torch.Tensor) or (value is None and name in optional):
+            continue
+        raise TypeError(f"{name} is {value!r}; expected a tensor{' or None' * (name in optional)}")
+
+
 def _check_stages(
-    x: object, pointwise_weight: object, partition: object, pointwise_partition: object
+    pointwise_weight: torch.Tensor, partition: object, pointwise_partition: object
 ) -> None:
-    for name, value in (("x", x), ("pointwise_weight", pointwise_weight)):
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name} is {value!r}; expected a tensor")
-    assert isinstance(pointwise_weight, torch.Tensor)
     if pointwise_weight.shape[-2:] != (1, 1):
         raise ValueError(
             f"pointwise_weight has shape {list(pointwise_weight.shape)}; expected a 1×1 window"

@@ -215,6 +215,12 @@ def test_empty_batch_and_backends() -> None:
     ("change", "error", "text"),
     [
         ({"x": None}, TypeError, "x is None"),
+        ({"weight": [1]}, TypeError, r"^weight is \[1\]; expected a tensor$"),
+        ({"bias": 0}, TypeError, "^bias is 0; expected a tensor or None$"),
+        ({"residual": 3}, TypeError, "^residual is 3; expected a tensor or None$"),
+        ({"x": torch.zeros(12, 5, 6), "residual": 3}, TypeError, "^residual is 3"),
+        ({"activation": ["relu"]}, ValueError, r"activation is \['relu'\]"),
+        ({"pointwise_activation": ["relu"]}, ValueError, r"activation is \['relu'\]"),
         ({"pointwise_weight": torch.zeros(240, 3, 3)}, ValueError, "expected a 1×1 window"),
         ({"pointwise_weight": torch.zeros(7, 1, 1)}, ValueError, r"expected \[240, 1, 1\]|240"),
         ({"partition": 3}, TypeError, "partition is 3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from groupconv_ext.bench.methods import Case, Method
 from groupconv_ext.bench.problems import LAYERS, Problem
 from groupconv_ext.bench.results import Absent, Report
 from groupconv_ext.bench.rivals import CONTENDERS, Contender
-from groupconv_ext.bench.suites import SUITES, select
+from groupconv_ext.bench.suites import GRID_NETWORK, SUITES, select
 from groupconv_ext.bench.timing import Plan
 
 TINY = Problem("tiny", 12, 8, 6, 5, 3, 1, 1, groups=4, kind="permuted", batch=2)
@@ -506,6 +507,27 @@ def test_pictures_take_the_ink_of_the_page(report: Report) -> None:
     for figure in figures.values():
         assert "currentColor" in plots.svg(figure)
         assert plots.png(figure).startswith(b"\x89PNG")
+
+
+def test_a_heat_map_has_every_share_and_says_of_what() -> None:
+    pytest.importorskip("matplotlib")
+    layers = [
+        replace(TINY, network=GRID_NETWORK, groups=groups, height=size, width=size)
+        for groups, size in itertools.product((2, 4), (5, 6))
+    ]
+    grid = run(layers, [OURS, CONTENDERS["aten"], CONTENDERS["aten-contiguous"]])
+    figures = plots.draw(grid)
+    assert "heat-map-nhwc" not in figures
+    figure = figures["heat-map-nchw"]
+    ours, best, unpermuted = figure.axes
+    shown = {(text.get_position(), text.get_text()) for text in ours.texts}
+    for problem, rows in grid.by_problem.items():
+        place = ((3, 6).index(problem.channels_per_group), (6, 5).index(problem.height))
+        assert (place, f"{100 * rows[rivals.OURS].share_of_peak:.0f}") in shown
+    assert [len(axes.texts) for axes in (ours, best, unpermuted)] == [4, 4, 4]
+    said = figure.get_supxlabel()
+    for part in (MACHINE.cpu, "one thread", grid.conditions["date"][:10], "FMA peak 100 GFLOP/s"):
+        assert part in said
 
 
 def test_nothing_to_draw_without_ours() -> None:

@@ -52,6 +52,8 @@ def heat_map(report: Report, layout: Layout) -> Figure | None:
     for axes in panels[-1]:
         axes.set_xlabel("channels per group")
     figure.suptitle(f"Share of the FMA peak, {layout}, batch 1", fontsize=11, fontweight="bold")
+    peak = f"FMA peak {report.machine.flops_per_second / 1e9:.0f} GFLOP/s"
+    figure.supxlabel(" · ".join((*report.circumstances, peak)), fontsize=8)
     return figure
 
 

@@ -66,17 +66,8 @@ def page(report: Report, pictures: Mapping[str, str]) -> str:
 
 
 def _subtitle(report: Report) -> str:
-    conditions = report.conditions
-    threads = "one thread" if report.machine.threads == 1 else f"{report.machine.threads} threads"
-    parts = [
-        report.machine.cpu,
-        threads,
-        f"{len(report.by_problem)} problems of the {report.suite} suite",
-        conditions["instruction set"].partition(":")[0],
-        f"torch {conditions['torch']}",
-        conditions["date"][:10],
-    ]
-    return escape(" · ".join(parts))
+    suite = f"{len(report.by_problem)} problems of the {report.suite} suite"
+    return escape(" · ".join((suite, *report.circumstances)))
 
 
 def _wrong(report: Report) -> str:

@@ -74,6 +74,18 @@ class Report:
             table.setdefault(row.problem, {})[row.contender] = row
         return table
 
+    @property
+    def circumstances(self) -> tuple[str, ...]:
+        """Processor, threads, instruction set, torch, day: what a picture has to say."""
+        threads = self.machine.threads
+        return (
+            self.machine.cpu,
+            "one thread" if threads == 1 else f"{threads} threads",
+            self.conditions["instruction set"].partition(":")[0],
+            f"torch {self.conditions['torch']}",
+            self.conditions["date"][:10],
+        )
+
 
 def save(report: Report, folder: Path) -> tuple[Path, Path]:
     """Write ``bench.json`` and ``bench.csv`` into ``folder``; the paths."""

@@ -572,6 +572,38 @@ def test_nan_and_inf_stay_where_they_belong(
                 )
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize(
+    ("ins", "outs"),
+    [(1, 1), (3, 5), (8, 8), (9, 7), (41, 1), (70, 3), (3, 40), (33, 18)],
+)
+@each_dtype
+def test_groups_do_not_meet(
+    isa: str, dtype: torch.dtype, ins: int, outs: int, window: int, layout: str
+) -> None:
+    """What is next to a group's channels, or shares a vector with them, is another group's."""
+    for partition in (
+        Partition.contiguous(3 * ins, 3 * outs, 3),
+        Partition.random(3 * ins, 3 * outs, 3, seed=0),
+    ):
+        x, weight, _ = tensors(partition, Geometry((9, 10), (window, window)), dtype=dtype)
+        grad = torch.randn(2, 3 * outs, 9, 10, dtype=dtype)
+        x[:, partition.inputs[1]] = torch.nan
+        inputs = (LAYOUTS[layout](x).requires_grad_(), weight.requires_grad_())
+        y = gc.conv2d(*inputs, partition=partition, padding=window // 2, backend="native")
+        (weight_grad,) = torch.autograd.grad(y, inputs[1], LAYOUTS[layout](grad), retain_graph=True)
+        grad[:, partition.outputs[1]] = torch.nan
+        (x_grad,) = torch.autograd.grad(y, inputs[0], LAYOUTS[layout](grad))
+        for name, actual, channels in (
+            ("y", y, partition.outputs[1]),
+            ("∂x", x_grad, partition.inputs[1]),
+            ("∂weight", weight_grad[None], range(ins * outs, 2 * ins * outs)),
+        ):
+            reached = actual.isnan().any(3).any(2).any(0)
+            assert reached.nonzero().flatten().tolist() == sorted(channels), name
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @each_dtype
 def test_nan_and_inf_pass_through_activations(

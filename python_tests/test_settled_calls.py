@@ -1,15 +1,17 @@
 """A call like an earlier one, in inference, goes straight to the kernel: it must mean the same.
 
 What decides is everything that the checks of the long way look at, so a call that differs in any
-of it takes the long way again.
+of it takes the long way again. And a weight is read anew by every call.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers import PARTITIONS, needs_native
+from helpers import LAYOUTS, PARTITIONS, needs_native
+from torch import nn
 from torch.func import jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
@@ -212,3 +214,66 @@ def test_a_weight_of_other_groups_is_refused(partition: Partition, weight: torch
     x = torch.ones(1, partition.in_channels, 2, 2)
     with pytest.raises(RuntimeError, match="must be that of even groups, "):
         _ops.bare_conv2d(x, weight, None, None, partition.cpu_table, partition.out_channels)
+
+
+# ---- weights that change between two calls ------------------------------------------------------
+
+
+def of_an_optimizer(weight: nn.Parameter) -> None:
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=0.5).step()
+
+
+def of_a_state_dict(weight: nn.Parameter) -> None:
+    holder = nn.ParameterDict({"weight": weight})
+    holder.load_state_dict({"weight": torch.randn_like(weight)})
+
+
+def of_other_memory(weight: nn.Parameter) -> None:
+    """At the address of the old one, as a rule."""
+    size = weight.shape
+    weight.data = torch.empty(0)
+    weight.data = torch.randn(size)
+
+
+CHANGES: dict[str, Callable[[nn.Parameter], Any]] = {
+    "in place": lambda weight: weight.mul_(-2),
+    "through data": lambda weight: weight.data.mul_(-2),  # which no version counts
+    "through numpy": lambda weight: np.negative(weight.detach().numpy(), weight.detach().numpy()),
+    "through a view": lambda weight: weight.view(-1)[1:].zero_(),
+    "by an optimizer": of_an_optimizer,
+    "by a state_dict": of_a_state_dict,
+    "other memory": of_other_memory,
+}
+KINDS: dict[str, tuple[Partition, int]] = {
+    "1×1": (Partition.random(64, 64, 4, seed=0), 1),
+    "small groups": (Partition.contiguous(64, 64, 16), 3),
+    "windows": (Partition.random(64, 64, 2, seed=0), 3),
+    "channelwise": (Partition.random(64, 64, 64, seed=0), 3),
+    "streamed": (Partition.random(512, 512, 1, seed=0), 3),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_weight_is_what_it_is_now(change: str, kind: str, layout: str, mode: type) -> None:
+    """Nothing of it is kept from call to call, so whoever changes it however is seen."""
+    partition, window = KINDS[kind]
+    side = 7 if kind == "streamed" else 14
+    x = LAYOUTS[layout](torch.randn(1, partition.in_channels, side, side))
+    weight = nn.Parameter(torch.randn(partition.entries, window, window))
+
+    def call(weight: torch.Tensor) -> list[torch.Tensor]:
+        with mode():
+            source = x.clone().requires_grad_(torch.is_grad_enabled())
+            y = gc.conv2d(source, weight, partition=partition, padding=window // 2)
+            return [y, *torch.autograd.grad(y.sum(), source)] if y.requires_grad else [y]
+
+    before = call(weight)
+    call(weight)
+    CHANGES[change](weight)
+    after, fresh = call(weight), call(weight.detach().clone().requires_grad_())
+    assert not torch.equal(after[0], before[0])
+    assert all(map(torch.equal, after, fresh))

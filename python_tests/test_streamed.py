@@ -51,11 +51,13 @@ def test_all_passes(case: str, dtype: torch.dtype, isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", ["3×3", "3×3 in order"])
-def test_epilogue(case: str, dtype: torch.dtype, isa: str) -> None:
+@pytest.mark.parametrize(("case", "images"), [("3×3", 2), ("3×3", 11), ("3×3 in order", 2)])
+def test_epilogue(case: str, images: int, dtype: torch.dtype, isa: str) -> None:
+    """Eleven images take more memory than the weights, so they come in two rounds."""
     partition, geometry = CASES[case]
-    x, weight, bias = tensors(partition, geometry, dtype=dtype)
-    residual = channels_last(torch.randn(2, partition.out_channels, *geometry.input_size).to(dtype))
+    x, weight, bias = tensors(partition, geometry, images, dtype)
+    residual = torch.randn(images, partition.out_channels, *geometry.input_size).to(dtype)
+    residual = channels_last(residual)
     with forced_isa(isa):
         check_convolution(
             partition, geometry, channels_last(x), weight, bias, residual, "relu", channels_last

@@ -1,0 +1,142 @@
+"""What the kernels take beside tensors: 1 MiB a thread, and a copy of the weight or its gradient.
+
+Counted in a process whose ``aligned_alloc``, which nobody else calls, is that of scratch_seen.cpp.
+Gradients of the slices of a batch are tensors, up to four of them however many threads there are.
+"""
+
+import ctypes
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ISAS, LAYOUTS, forced_isa, needs_native
+
+import groupconv_ext as gc
+from groupconv_ext import Partition, Prologue, _ops
+
+COMPILER = os.environ.get("CXX") or shutil.which("g++")
+SOURCE = Path(__file__).with_name("scratch_seen.cpp")
+MIB = 2**20
+PAIRS = 1.25
+"""MiB a thread for weight gradients by pairs of pixels, which stage whole rows of both images."""
+
+LAYERS = [  # window, channels, side, groups, images, stride
+    (1, 256, 56, 4, 1, 1),
+    (1, 256, 56, 32, 1, 1),
+    (1, 1024, 14, 8, 4, 1),
+    (1, 2048, 7, 32, 2, 1),
+    (1, 512, 28, 8, 1, 2),
+    (3, 128, 56, 32, 1, 1),
+    (3, 256, 28, 8, 1, 1),
+    (3, 1024, 7, 32, 2, 1),
+    (3, 512, 14, 4, 1, 2),
+    (3, 64, 112, 1, 1, 1),
+    (3, 256, 28, 256, 2, 1),
+    (5, 240, 14, 240, 2, 2),
+]
+"""Large ones of every driver."""
+
+
+def passes(
+    layer: tuple[int, ...], dtype: torch.dtype, layout: str, prepared: bool
+) -> Iterator[tuple[str, int, Callable[[], object]]]:
+    """Each pass by its name, with the bytes of a weight's copy."""
+    window, channels, side, groups, images, stride = layer
+    partition = Partition.random(channels, channels, groups, seed=0)
+    x = LAYOUTS[layout](torch.randn(images, channels, side, side, dtype=dtype))
+    weight = torch.randn(partition.entries, window, window, dtype=dtype)
+    prologue = Prologue(torch.randn(channels, dtype=dtype), None, "relu") if prepared else None
+    around = window // 2
+    call = {"stride": stride, "padding": around, "backend": "native"}
+
+    def forward() -> torch.Tensor:
+        return gc.conv2d(x, weight, partition=partition, prologue=prologue, **call)
+
+    grad = torch.randn_like(forward())
+    copy = 4 * weight.numel()
+    yield "forward", copy, forward
+    geometry = (stride, stride, *(around,) * 4, 1, 1)
+    table, last = partition.cpu_table, layout == "channels_last"
+    if prologue is not None:
+        before = (prologue.scale, None, True)
+        sizes = (partition.entries, window, window, *geometry)
+        yield (
+            "input gradient",
+            copy,
+            lambda: _ops.prologue_conv2d_input_grad(grad, weight, x, *before, table, *geometry),
+        )
+        yield (
+            "weight gradient",
+            copy,
+            lambda: _ops.prologue_conv2d_weight_grad(grad, x, *before, table, *sizes),
+        )
+        return
+    sizes = (channels, side, side, *geometry)
+    yield (
+        "input gradient",
+        copy,
+        lambda: _ops.conv2d_input_grad(grad, weight, table, *sizes, last),
+    )
+    paired = 0
+    if dtype == torch.bfloat16:  # sums of 16 × 16 channels, of each of four slices of the batch
+        blocks = sum(-(-outs // 16) * -(-ins // 16) for outs, ins in partition.sizes)
+        paired = 4 * 4 * 16**2 * blocks * window**2
+    one_pass = (grad, None, x, weight, table, *geometry, 0, True, True, True)
+    sizes = (partition.entries, window, window, *geometry)
+    yield (
+        "weight gradient",
+        max(copy, paired),
+        lambda: _ops.conv2d_weight_grad(grad, x, table, *sizes),
+    )
+    yield "backward", max(copy, paired), lambda: _ops.conv2d_backward(*one_pass)
+
+
+def check(threads: int) -> None:
+    process = ctypes.CDLL(None)
+    process.scratch_peak.restype = ctypes.c_size_t
+    torch.set_num_threads(threads)
+    seen = 0  # the most
+    for layer, dtype, layout, prepared in itertools.product(
+        LAYERS, (torch.float32, torch.bfloat16), ("NCHW", "channels_last"), (False, True)
+    ):
+        for isa in ISAS:
+            if isa == "scalar" or (isa == "avx512_bf16" and dtype == torch.float32):
+                continue
+            with forced_isa(isa):
+                for name, copy, call in passes(layer, dtype, layout, prepared):
+                    process.scratch_forget()
+                    call()
+                    peak = process.scratch_peak()
+                    seen = max(seen, peak)
+                    beyond = (peak - copy) / MIB
+                    pairs = dtype == torch.bfloat16 and name in ("weight gradient", "backward")
+                    assert beyond <= threads * (PAIRS if pairs else 1), (
+                        f"{name} of {layer}, {dtype}, {layout}, {isa}, prologue {prepared}: "
+                        f"{beyond:.2f} MiB and a copy of {copy / MIB:.2f}"
+                    )
+    assert seen > 0, "nothing was counted"
+
+
+@needs_native
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_scratch(threads: int, tmp_path: Path) -> None:
+    library = tmp_path / "scratch_seen.so"
+    flags = ["-std=c++20", "-O1", "-shared", "-fPIC"]
+    subprocess.run([str(COMPILER), *flags, SOURCE, "-o", library, "-ldl"], check=True)
+    environment = os.environ | {"PYTHONSAFEPATH": "", "LD_PRELOAD": str(library)}
+    run = subprocess.run(
+        [sys.executable, __file__, str(threads)], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    check(int(sys.argv[1]))

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -358,6 +360,52 @@ def large_call() -> Callable[[], torch.Tensor]:
     return lambda: gc.conv2d(x, weight, partition=partition, padding=1, backend="native")
 
 
+TASKS = Path("/proc/self/task")
+
+
+def tasks() -> int:
+    """Threads of this process, whoever started them; where nobody counts them, always as many."""
+    return len(list(TASKS.iterdir())) if TASKS.exists() else 0
+
+
+def check_no_thread_but_the_pools() -> None:
+    """Who calls has as many helpers as for PyTorch's own operations, and no others."""
+    call, matrix = large_call(), torch.randn(512, 512)
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        matrix @ matrix
+        matrix.add(1)  # the pool is there
+        before = tasks()
+        for _ in range(3):
+            call()
+        assert tasks() == before, f"{count} threads"
+    torch.set_num_threads(1)
+    before, most = tasks(), []
+
+    def work() -> None:
+        torch.set_num_threads(1)  # as whoever computes in threads of his own does
+        call()
+        most.append(tasks())
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert max(most) <= before + len(workers)
+
+
+def test_no_thread_but_those_of_the_pool() -> None:
+    environment = os.environ | {"PYTHONSAFEPATH": ""}
+    here = Path(__file__)
+    code = f"import {here.stem}; {here.stem}.{check_no_thread_but_the_pools.__name__}()"
+    environment["PYTHONPATH"] = os.pathsep.join((str(here.parent), *sys.path))
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
 def test_a_child_forked_after_use_computes() -> None:
     call = large_call()
     expected = call().tolist()
@@ -376,7 +424,10 @@ class Images(Dataset):
         return 6
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return large_call()()[0, index]
+        before = tasks()
+        image = large_call()()[0, index]
+        assert tasks() == before, "a worker computes on the one thread that it has"
+        return image
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

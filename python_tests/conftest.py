@@ -62,6 +62,18 @@ def pytest_report_header() -> str:
     return f"random tests replay with GROUPCONV_SEED={os.environ['GROUPCONV_SEED']}"
 
 
+RANDOM_CASES = "random cases"
+"""The property of a test that tells how many it has checked."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.getreports("passed"):
+        for name, count in report.user_properties:
+            if name == RANDOM_CASES:
+                seed = os.environ["GROUPCONV_SEED"]
+                terminalreporter.write_line(f"{count} {name} from GROUPCONV_SEED={seed} on")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # What deterministic mode has to say about CUDA operations without such a version.
     config.addinivalue_line(

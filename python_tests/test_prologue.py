@@ -102,8 +102,10 @@ def test_is_a_normalisation_a_relu_and_a_convolution(
         (Partition.contiguous(70, 64, 1), Geometry((8, 8))),
         # Lanes over channels, in NCHW.
         (Partition.random(20, 32, 2, seed=1), Geometry((5, 14), (3, 3), padding=(1, 1, 1, 1))),
+        # Rows of which the gradient copies a part at a time.
+        (Partition.contiguous(3, 3, 1), Geometry((2, 1100))),
     ],
-    ids=["bands", "ring", "strided", "as they lie", "few of many", "one block", "lanes"],
+    ids=["bands", "ring", "strided", "as they lie", "few of many", "one block", "lanes", "long"],
 )
 def test_every_kernel(partition: Partition, geometry: Geometry, layout: str, isa: str) -> None:
     scale, shift = numbers(partition.in_channels, torch.float64)

@@ -597,27 +597,39 @@ def test_groups_do_not_meet(
         )
         return [y.detach(), *back]
 
-    for partition in (
-        Partition.contiguous(3 * ins, 3 * outs, 3),
-        Partition.random(3 * ins, 3 * outs, 3, seed=0),
+    ends = [0, ins, 2 * ins + 2, 3 * ins + 3]
+    out_ends = [0, outs, 2 * outs + 1, 3 * outs + 1]
+    for spoiled, partition in (
+        (1, Partition.contiguous(3 * ins, 3 * outs, 3)),
+        (1, Partition.random(3 * ins, 3 * outs, 3, seed=0)),
+        # Behind the end of a small group a vector has what is first in it.
+        (
+            0,
+            Partition(
+                ends[-1],
+                out_ends[-1],
+                list(itertools.starmap(range, itertools.pairwise(ends))),
+                list(itertools.starmap(range, itertools.pairwise(out_ends))),
+            ),
+        ),
     ):
         x, weight, _ = tensors(partition, Geometry((9, 10), (window, window)), dtype=dtype)
-        grad = torch.randn(2, 3 * outs, 9, 10, dtype=dtype)
+        grad = torch.randn(2, partition.out_channels, 9, 10, dtype=dtype)
         expected = passes(x, weight, partition, grad, grad)
-        spoiled = grad.clone()
-        spoiled[:, partition.outputs[1]] = torch.nan
-        x[:, partition.inputs[1]] = torch.nan
-        found = passes(x, weight, partition, grad, spoiled)
-        blocks = [[*range(g * ins * outs, (g + 1) * ins * outs)] for g in range(3)]
+        grad_of_x = grad.clone()
+        grad_of_x[:, partition.outputs[spoiled]] = torch.nan
+        x[:, partition.inputs[spoiled]] = torch.nan
+        found = passes(x, weight, partition, grad, grad_of_x)
+        blocks = torch.arange(partition.entries).split([n * c for n, c in partition.sizes])
         lists = (partition.outputs, blocks, partition.inputs)
         for name, actual, sound, of in zip(
             ("y", "∂weight", "∂x"), found, expected, lists, strict=True
         ):
             axis = 0 if name == "∂weight" else 1
             for group in range(3):
-                channels = torch.tensor(of[group])
+                channels = torch.as_tensor(of[group])
                 mine, wanted = (t.index_select(axis, channels) for t in (actual, sound))
-                wanted = wanted.fill_(torch.nan) if group == 1 else wanted
+                wanted = wanted.fill_(torch.nan) if group == spoiled else wanted
                 close = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-3}
                 torch.testing.assert_close(mine, wanted, **close, equal_nan=True, msg=name)
 

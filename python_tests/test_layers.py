@@ -90,6 +90,39 @@ def test_two_level_is_its_formula() -> None:
     torch.testing.assert_close(layer(x), torch.cat(y, 1))
 
 
+LARGE: dict[str, Callable[[], nn.Module]] = {
+    "two-level": lambda: TwoLevelConv2d(48, 96, 3, 2, 1, groups=4),
+    "two-level, 1×1": lambda: TwoLevelConv2d(96, 96, 1, groups=8),
+    "IGC": lambda: InterleavedConv2d(48, 48, 3, padding=1, primary_groups=8),
+    "IGCV2": lambda: IGCV2Conv2d(64, 64, 3, padding=1, branch_channels=8),
+    "separable": lambda: DepthwiseSeparableConv2d(48, 80, 3, padding=1, groups=2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("name", LARGE)
+def test_the_same_bits_on_any_number_of_threads(name: str, layout: str, dtype: torch.dtype) -> None:
+    """In inference and in training, of maps that several threads share."""
+    layer = LARGE[name]().to(dtype)
+    x = LAYOUTS[layout](torch.randn(3, layer.in_channels, 29, 30, dtype=dtype)).requires_grad_()
+
+    def run(count: int) -> list[torch.Tensor]:
+        torch.set_num_threads(count)
+        with torch.no_grad():
+            inferred = layer(x)
+        y = layer(x)
+        return [inferred, y.detach(), *torch.autograd.grad(y.sum(), (x, *layer.parameters()))]
+
+    before = torch.get_num_threads()
+    try:
+        alone = run(1)
+        for count in (2, 3, 8):
+            assert all(map(torch.equal, run(count), alone)), f"{count} threads"
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_two_level_parameters_are_the_papers() -> None:
     """d²mn/N of A, d²n of R, mN of S; table 1's whole WideResNets are built from these."""
     layer = TwoLevelConv2d(160, 320, 3, groups=8, bias=False)

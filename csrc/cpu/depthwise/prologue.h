@@ -85,10 +85,10 @@ class PreparedRows {
   int64_t size() const { return prologue_ ? reach_ * image_.width * pixel_ : 0; }
   void open(Stored* scratch) { scratch_ = scratch; }
 
-  // Rows up to `end` of image n; those `reach` rows before it stay.
+  // Rows up to `end` of image n; those `reach` rows before it stay. Within an image `begin` and `end` ascend.
   void advance(int64_t n, int64_t begin, int64_t end) {
     if (!prologue_) return;
-    if (n != image_in_ || begin < next_ - reach_ || begin > next_) next_ = larger(begin, int64_t{0});
+    if (n != image_in_ || begin > next_) next_ = larger(begin, int64_t{0});
     image_in_ = n;
     for (end = smaller(end, image_.height); next_ < end; ++next_) {
       const Stored* from = image_.at(n, first_, next_, 0);

@@ -146,6 +146,26 @@ EDGES: dict[str, tuple[Partition, Geometry, int]] = {
         Geometry((5, 15), (5, 4), padding=(2, 2, 1, 1)),
         3,
     ),
+    "rows without gaps: padding as wide as the halo": (
+        Partition.random(19, 17, 2, seed=0, uneven=True),
+        Geometry((9, 10), (3, 3), padding=(2, 2, 2, 2)),
+        2,
+    ),
+    "rows that share some of their padding": (
+        Partition.random(19, 17, 2, seed=0, uneven=True),
+        Geometry((9, 20), (3, 6), padding=(1, 1, 1, 3)),
+        2,
+    ),
+    "one tap, padded": (
+        Partition.random(19, 17, 2, seed=0, uneven=True),
+        Geometry((9, 10), padding=(1, 2, 2, 1)),
+        2,
+    ),
+    "every other pixel, padded": (
+        Partition.random(19, 17, 2, seed=0, uneven=True),
+        Geometry((9, 10), (5, 7), (2, 2), (2, 2, 4, 4)),
+        2,
+    ),
     "pixels of channels, every other one": (
         Partition.random(22, 48, 2, seed=0),
         Geometry((17, 40), (3, 3), (2, 2), (1, 0, 1, 2)),

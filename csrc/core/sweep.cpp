@@ -71,6 +71,18 @@ struct AxisPlanes {
       places.push_back({phase - phases.begin(), index_of(tap) - first});
     }
   }
+
+  // How much of the halo is padding at either end, in every plane.
+  int64_t padding_at_both_ends(const Axis& axis) const {
+    int64_t least = halo;
+    for (const int64_t phase : phases) {
+      const int64_t offset = first * axis.source_step + phase;
+      const int64_t before = steps_below(-offset, axis.source_step);
+      const int64_t behind = axis.count + halo - steps_below(axis.source_size - offset, axis.source_step);
+      least = std::min({least, before, std::max<int64_t>(behind, 0)});
+    }
+    return least;
+  }
 };
 
 }  // namespace
@@ -160,6 +172,7 @@ Sweep make_sweep(const Axis& vertical, const Axis& horizontal, int64_t kernel_w,
   sweep.first_col = right.first;
   sweep.halo_rows = down.halo;
   sweep.halo_cols = right.halo;
+  sweep.shared_cols = right.padding_at_both_ends(horizontal);
   sweep.phases.reserve(down.phases.size() * right.phases.size());
   for (const int64_t row : down.phases) {
     for (const int64_t col : right.phases) sweep.phases.push_back({row, col});

@@ -37,6 +37,7 @@ struct Sweep {
   int64_t source_step_h = 1, source_step_w = 1;
   int64_t first_row = 0, first_col = 0;  // plane coordinate that lattice pixel (0, 0) starts to read at
   int64_t halo_rows = 0, halo_cols = 0;  // how much further than its own size a tile reads
+  int64_t shared_cols = 0;               // of the halo: padding behind a whole row and before the next alike
   bool far_taps = false;                 // the window spans many more source pixels than it has taps
   std::vector<Phase> phases;
   std::vector<Tap> taps;

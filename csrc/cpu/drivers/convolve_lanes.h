@@ -96,7 +96,8 @@ class LaneConvolution {
   static int64_t dests_by_rows(const Sides<Stored>& sides, int64_t group) {
     const Sweep& sweep = *sides.problem.sweep;
     const int64_t left = sides.dests.count(group) % lanes, pixels = sweep.rows * sweep.cols;
-    const int64_t vectors = divide_up(pixels + (sweep.rows - 1) * sweep.halo_cols, lanes);
+    const int64_t vectors =
+        divide_up(pixels + (sweep.rows - 1) * (sweep.halo_cols - sweep.shared_cols), lanes);
     return 10 * left * vectors < 9 * pixels ? left : 0;
   }
   // Of a group's other destinations.

@@ -65,8 +65,7 @@ class MatrixConvolution {
                        left + p_.source.width);
     }
     if (dest_gaps_) {
-      const int64_t cols = shape.pitch - sweep_.halo_cols;
-      list_gaps<float>(gaps.dest = shared.take<GapVector>(vectors), vectors, shape.pitch, 0, cols);
+      list_gaps<float>(gaps.dest = shared.take<GapVector>(vectors), vectors, shape.pitch, 0, sweep_.cols);
     }
     bool finite = true;
     for_each_item(p_.threads, units * tiles.count, [&](int64_t item) {

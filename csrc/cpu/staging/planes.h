@@ -21,12 +21,16 @@ GROUPCONV_INLINE int64_t row_distance(int64_t length) {
   return (divide_up(length, line) | 1) * line;
 }
 
-// Shape of the scratch that one tile's source needs: one plane per phase per channel.
+// Shape of the scratch that one tile's source needs: one plane per phase per channel. The padding behind a row is also
+// that before the next one, where a tile has whole rows.
 struct PlaneShape {
   int64_t rows, pitch, size;
 
-  PlaneShape(const Sweep& sweep, const Tile& tile)
-      : rows(tile.rows + sweep.halo_rows), pitch(tile.cols + sweep.halo_cols), size(rows * pitch) {}
+  PlaneShape(const Sweep& sweep, const Tile& tile) : rows(tile.rows + sweep.halo_rows) {
+    const int64_t shared = tile.cols == sweep.cols ? sweep.shared_cols : 0;
+    pitch = tile.cols + sweep.halo_cols - shared;
+    size = rows * pitch + shared;
+  }
 };
 
 // Which pixels of an image become which plane: plane p holds the source pixels

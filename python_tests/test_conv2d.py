@@ -166,6 +166,16 @@ EDGES: dict[str, tuple[Partition, Geometry, int]] = {
         Geometry((9, 10), (5, 7), (2, 2), (2, 2, 4, 4)),
         2,
     ),
+    "rows of seven, some of them padding only": (
+        Partition.random(24, 48, 3, seed=0),
+        Geometry((3, 5), (3, 3), padding=(4, 3, 2, 2)),
+        2,
+    ),
+    "rows of seven of a high window": (
+        Partition.random(24, 48, 3, seed=0),
+        Geometry((9, 7), (7, 3), padding=(3, 3, 1, 1)),
+        2,
+    ),
     "pixels of channels, every other one": (
         Partition.random(22, 48, 2, seed=0),
         Geometry((17, 40), (3, 3), (2, 2), (1, 0, 1, 2)),

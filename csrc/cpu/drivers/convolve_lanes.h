@@ -160,7 +160,8 @@ class LaneConvolution {
     job.first_tap = leftmost * lanes;
     job.step = leftmost > 0 ? -lanes : lanes;
     job.sources = sources;
-    job.depth = depth;
+    job.channels = count;
+    job.runs = sides_.taps / run;
     job.pitch = largest.pitch;
     job.sums = sums;
     const ChannelSet channels{sides_.sources.of(group), count};
@@ -239,8 +240,13 @@ class LaneConvolution {
     const Rows to = rows_of(n, tile, channels, count);
     const int taps = together(sweep_);
     const int64_t pixels = lane_pixels(tile.cols, taps), at_once = lane_rows(pixels, taps);
-    for (int64_t row = 0; row < tile.rows; row += at_once) {
-      const int64_t rows = smaller(at_once, tile.rows - row);
+    for (int64_t row = 0, rows; row < tile.rows; row += rows) {
+      const Met met = met_from(tile.row + row);
+      for (rows = 1; rows < smaller(at_once, tile.rows - row); ++rows) {
+        if (met_from(tile.row + row + rows) != met) break;
+      }
+      job.begin = met.begin / taps;
+      job.end = met.end / taps;
       for (int64_t col = 0; col < tile.cols; col += pixels) {
         job.offset = row * job.pitch + col;
         taps == 1 ? multiply_lanes<T, 1>(job, pixels, rows)
@@ -248,6 +254,24 @@ class LaneConvolution {
         finish(job.sums, rows * pixels, row * tile.cols + col, to, count);
       }
     }
+  }
+
+  // The taps that meet the image from a row of the lattice: those above and below it read nothing but zeros.
+  struct Met {
+    int64_t begin, end;
+
+    bool operator==(const Met&) const = default;
+  };
+  Met met_from(int64_t row) const {
+    const int64_t top = planes_.first_row + planes_.phases[0].row + row;
+    Met met{0, 0};
+    for (int64_t t = 0; t < sides_.taps; ++t) {
+      const int64_t y = top + sweep_.taps[static_cast<size_t>(t)].row;
+      if (y < 0 || y >= p_.source.height) continue;
+      if (met.end == 0) met.begin = t;
+      met.end = t + 1;
+    }
+    return met;
   }
 
   // `pixels` sums of all lanes to the pixels of `count` channels from the `at`-th on.

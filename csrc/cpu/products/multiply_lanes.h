@@ -1,10 +1,10 @@
 // multiply_lanes: sums[q][r] = bias[r] + Σ_j weight[j][r] · source[j][q], lanes over destination channels r, the
 // sources rows of pixels.
 //
-// multiply_rows (multiply.h) has lanes over pixels: of a padded map of 7² a quarter of them is no pixel, of 14² an
-// eighth, and the last vectors make narrow tiles. Here every lane is a channel. Tile: S rows of P neighbouring
-// pixels, and one vector of sums for each; W neighbouring taps of a window's row at a time, so that a value that is
-// broadcast is the source of W pixels' sums.
+// multiply_rows (multiply.h) has lanes over pixels: of a padded map of 7² a quarter of them is no pixel, and the last
+// vectors make narrow tiles. Here every lane is a channel. Tile: S rows of P neighbouring pixels, and one vector of sums
+// for each; W neighbouring taps of a window's row at a time, so that a value that is broadcast is the source of W pixels'
+// sums. Rows of taps that meet padding only are left out.
 //   W = 3  14 to 24 sums, 3 weights, 1 value; at 14 pixels 16 broadcasts and 3 loads for 42 multiply-adds
 //   W = 1  24 or 28 sums, 1 weight; values are the multiply-adds' own operands, and as many loads limit it
 #pragma once
@@ -16,10 +16,11 @@ namespace {
 
 template <class T>
 struct LanesJob {
-  const T* const* sources;  // [depth / W] rows, at lattice pixel (0, 0): of the taps together the leftmost
-  int64_t depth;
-  int64_t offset, pitch;  // of the tile's first row, and from row to row
-  const T* weight;        // [depth][lanes]
+  const T* const* sources;  // [channels][runs] rows at lattice pixel (0, 0), of W taps the leftmost
+  int64_t channels, runs;   // of W taps, of a window
+  int64_t begin, end;       // of the runs that are taken, of every channel
+  int64_t offset, pitch;    // of the tile's first row, and from row to row
+  const T* weight;          // [channels][runs][W][lanes]
   int64_t first_tap,
       step;       // where among W · lanes weights those of the leftmost tap are, and from each to the next
   const T* bias;  // [lanes]
@@ -45,23 +46,26 @@ void multiply_lanes_tile(const LanesJob<T>& job) {
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) sums[s][p] = start;
   }
-  const T* weight = job.weight + job.first_tap;
+  const T* weights = job.weight + job.first_tap;
   const T* const* sources = job.sources;
   const int64_t offset = job.offset, pitch = job.pitch, step = job.step;
-  for (int64_t j = 0, depth = job.depth; j < depth; j += W, ++sources, weight += W * lanes) {
-    V_ w[W];
+  for (int64_t i = 0; i < job.channels; ++i, sources += job.runs, weights += job.runs * W * lanes) {
+    const T* weight = weights + job.begin * W * lanes;
+    for (int64_t run = job.begin; run < job.end; ++run, weight += W * lanes) {
+      V_ w[W];
 #pragma GCC unroll 3
-    for (int t = 0; t < W; ++t) w[t] = V_::load(weight + t * step);
-    const T* source = *sources + offset;
+      for (int t = 0; t < W; ++t) w[t] = V_::load(weight + t * step);
+      const T* source = sources[run] + offset;
 #pragma GCC unroll 4
-    for (int s = 0; s < S; ++s, source += pitch) {
-      asm("" : "+r"(source));  // else the compiler keeps a distance for each pixel
+      for (int s = 0; s < S; ++s, source += pitch) {
+        asm("" : "+r"(source));  // else the compiler keeps a distance for each pixel
 #pragma GCC unroll 18
-      for (int q = 0; q < P + W - 1; ++q) {
-        const V_ x = V_::broadcast(source[q]);
+        for (int q = 0; q < P + W - 1; ++q) {
+          const V_ x = V_::broadcast(source[q]);
 #pragma GCC unroll 3
-        for (int t = 0; t < W; ++t) {
-          if (q - t >= 0 && q - t < P) sums[s][q - t] = multiply_add(w[t], x, sums[s][q - t]);
+          for (int t = 0; t < W; ++t) {
+            if (q - t >= 0 && q - t < P) sums[s][q - t] = multiply_add(w[t], x, sums[s][q - t]);
+          }
         }
       }
     }

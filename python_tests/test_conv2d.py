@@ -305,6 +305,21 @@ def test_every_epilogue_of_whole_maps(isa: str, dtype: torch.dtype, activation: 
             check_convolution(partition, geometry, x, weight, bias, added, activation)
 
 
+@each_dtype
+def test_every_width_of_a_map(isa: str, dtype: torch.dtype) -> None:
+    # Tiles of every width of lanes over channels, destinations behind them by rows, and gaps
+    # behind every lane of a vector. What is stored too much, to be written over, stays nowhere.
+    partition = Partition.random(20, 26, 2, seed=0)
+    for width in range(2, 34):
+        for geometry in (
+            Geometry((5, width), (3, 3), padding=AROUND),
+            Geometry((5, width), (5, 2), padding=(2, 2, 1, 0)),
+        ):
+            x, weight, bias = tensors(partition, geometry, dtype=dtype)
+            residual = torch.randn(2, partition.out_channels, 5, width, dtype=dtype)
+            check_convolution(partition, geometry, x, weight, bias, residual, "relu")
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
 @each_dtype
 def test_every_number_of_pixels_and_rows(isa: str, dtype: torch.dtype, layout: str) -> None:

@@ -128,12 +128,12 @@ class Convolution {
 
   void stage_channels([[maybe_unused]] const Gaps& gaps, int64_t n, ChannelSet channels, const Tile& tile,
                       const PlaneShape& shape, Operand* staged, int64_t distance) const {
-#if defined(__AVX512F__)
-    if (gaps.source()) {
-      return stage_vectors(p_.source, n, channels, planes_, tile, shape, gaps.source(), staged, distance,
-                           p_.prologue);
+    if constexpr (expands_rows<Stored>) {
+      if (gaps.source()) {
+        return stage_vectors(p_.source, n, channels, planes_, tile, shape, gaps.source(), staged, distance,
+                             p_.prologue);
+      }
     }
-#endif
     stage(p_.source, n, channels, planes_, tile, shape, staged, distance, shape.size, p_.prologue);
   }
 
@@ -203,6 +203,7 @@ class Convolution {
     const bool begins_line = (tile.row * sweep_.cols + tile.col) % Vec<T>::lanes == 0;
     job.stores = stores_ == Stores::streamed && !begins_line ? Stores::fetched : stores_;
     job.gaps = gaps.dest();
+    job.pixels = tile.rows * tile.cols;
     if (dest_direct_) {
       job.clamped = p_.activation != Activation::none;
       job.low = finish_.range.low;

@@ -19,12 +19,20 @@
 namespace groupconv::cpu {
 namespace {
 
-#if defined(__AVX512F__)
+// Where rows are not staged by vectors it suits nothing.
+template <class Stored, bool = expands_rows<Stored>>
+struct LaneConvolution {
+  explicit LaneConvolution(const ConvolveProblem<Stored>&) {}
+  static bool suits(const ConvolveProblem<Stored>&) { return false; }
+  void run() const {}
+};
+
 template <class Stored>
-class LaneConvolution {
+class LaneConvolution<Stored, true> {
   using T = compute_t<Stored>;
   static constexpr int64_t lanes = Vec<T>::lanes;
-  static constexpr int64_t most_pixels = 28;
+  // The sums of a tile, filled up to squares that are transposed.
+  static constexpr int64_t most_sums = divide_up(int64_t{most_lane_sums(1)}, lanes) * lanes * lanes;
 
  public:
   static bool suits(const ConvolveProblem<Stored>& p) {
@@ -34,7 +42,7 @@ class LaneConvolution {
     const Sweep& sweep = *p.sweep;
     const Sides<Stored> sides(p);
     if (p.coarse || sides.taps < 2 || sweep.rows < 2) return false;
-    if (lane_pixels(sweep.cols, together(sweep)) == 0) return false;
+    if (lane_tiles(sweep.cols, together(sweep)) == 0) return false;
     if (!stages_vectors<Stored, T>(p.source, Planes(sweep), sweep.cols + sweep.halo_cols)) return false;
     if (p.dest.channels_last() || p.dest.stride_w != 1 || !p.dest.flat() || !is_clamp(p.activation))
       return false;
@@ -125,7 +133,7 @@ class LaneConvolution {
     space.plan<T>(weights_of(sides_, group));
     space.plan<T>(width);
     space.plan<T>(count * distance);
-    space.plan<T>(divide_up(most_pixels, lanes) * lanes * lanes);
+    space.plan<T>(most_sums);
     space.plan<const T*>(depth);
     space.plan<const T*>(depth_by_rows);
     space.plan<int64_t>(depth_by_rows);
@@ -134,7 +142,7 @@ class LaneConvolution {
     T* weight = space.take<T>(weights_of(sides_, group));
     T* bias = space.take<T>(width);
     T* staged = space.take<T>(count * distance);
-    T* sums = space.take<T>(divide_up(most_pixels, lanes) * lanes * lanes);
+    T* sums = space.take<T>(most_sums);
     const T** sources = space.take<const T*>(depth);
     MultiplyJob<T, Stored> rows{};
     rows.depth = depth_by_rows;
@@ -230,6 +238,7 @@ class LaneConvolution {
     job.residuals = p_.residual.data ? rows.residuals : nullptr;
     job.bias = bias;
     job.length = tile_length(tile, pitch);
+    job.pixels = tile.rows * tile.cols;
     job.clamped = p_.activation != Activation::none;
     job.low = range_.low;
     job.high = range_.high;
@@ -239,7 +248,9 @@ class LaneConvolution {
   void run_lanes(LanesJob<T> job, int64_t n, const Tile& tile, const int32_t* channels, int64_t count) const {
     const Rows to = rows_of(n, tile, channels, count);
     const int taps = together(sweep_);
-    const int64_t pixels = lane_pixels(tile.cols, taps), at_once = lane_rows(pixels, taps);
+    const int64_t across = lane_tiles(tile.cols, taps);
+    const int64_t at_once = lane_rows(divide_up(tile.cols, across), taps);
+    const bool in_order = across == 1 || at_once == 1;  // the image's
     for (int64_t row = 0, rows; row < tile.rows; row += rows) {
       const Met met = met_from(tile.row + row);
       for (rows = 1; rows < smaller(at_once, tile.rows - row); ++rows) {
@@ -247,11 +258,18 @@ class LaneConvolution {
       }
       job.begin = met.begin / taps;
       job.end = met.end / taps;
-      for (int64_t col = 0; col < tile.cols; col += pixels) {
+      for (int64_t i = 0, col = 0; i < across; ++i) {
+        const int64_t pixels = divide_up(tile.cols - col, across - i);
         job.offset = row * job.pitch + col;
         taps == 1 ? multiply_lanes<T, 1>(job, pixels, rows)
                   : multiply_lanes<T, taps_together>(job, pixels, rows);
-        finish(job.sums, rows * pixels, row * tile.cols + col, to, count);
+        const int64_t run = across == 1 ? rows * pixels : pixels;  // that follow each other in the image
+        for (int64_t s = 0; s * run < rows * pixels; ++s) {
+          const int64_t at = (row + s) * tile.cols + col;
+          const int64_t left = in_order ? tile.rows * tile.cols - at : tile.cols - col;
+          finish(job.sums + s * run * lanes, run, left, at, to, count);
+        }
+        col += pixels;
       }
     }
   }
@@ -274,18 +292,25 @@ class LaneConvolution {
     return met;
   }
 
-  // `pixels` sums of all lanes to the pixels of `count` channels from the `at`-th on.
-  void finish(const T* sums, int64_t pixels, int64_t at, const Rows& to, int64_t count) const {
+  // `pixels` sums of all lanes to the pixels of `count` channels from the `at`-th on, of which `left` are not there yet:
+  // without masks to store by, a vector that does not reach beyond them is stored as a whole.
+  void finish(const T* sums, int64_t pixels, int64_t left, int64_t at, const Rows& to, int64_t count) const {
     const auto low = Vec<T>::broadcast(range_.low), high = Vec<T>::broadcast(range_.high);
     for (int64_t p = 0; p < pixels; p += lanes) {
       const auto mask = Vec<T>::first(smaller(lanes, pixels - p));
+      const bool whole = !has_mask_registers && p + lanes <= left;
       Vec<T> block[lanes];
       load_square([&](int i) GROUPCONV_INLINE_LAMBDA { return sums + (p + i) * lanes; }, block);
 #pragma GCC unroll 16
       for (int r = 0; r < lanes; ++r) {
         if (r >= count) break;
         if (p_.residual.data) block[r] = block[r] + Vec<T>::load(to.residuals[r] + at + p, mask);
-        clamp(low, high, block[r]).store(to.dests[r] + at + p, mask);
+        const Vec<T> x = clamp(low, high, block[r]);
+        if (whole) {
+          x.store(to.dests[r] + at + p);
+        } else {
+          x.store(to.dests[r] + at + p, mask);
+        }
       }
     }
   }
@@ -297,14 +322,6 @@ class LaneConvolution {
   TapRuns runs_;
   ClampRange<T> range_;
 };
-#else
-template <class Stored>
-struct LaneConvolution {
-  explicit LaneConvolution(const ConvolveProblem<Stored>&) {}
-  static bool suits(const ConvolveProblem<Stored>&) { return false; }
-  void run() const {}
-};
-#endif
 
 }  // namespace
 }  // namespace groupconv::cpu

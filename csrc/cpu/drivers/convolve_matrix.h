@@ -276,7 +276,7 @@ class MatrixConvolution {
       const GapVector& gap = job.gaps[(job.done.pixel + i) / block_cols];
       const uint32_t lanes = gap.lanes & Vec<float>::first(smaller(left, block_cols));
       const auto present = Vec<float>::first(__builtin_popcount(lanes));
-      const Vec<float> sum = compress(Vec<float>::load(from + i), Vec<float>::from_bits(lanes));
+      const Vec<float> sum = compress(Vec<float>::load(from + i), lanes);
       Vec<float> x = seen.look(sum) + bias;
       if (p_.residual.data) x = x + Vec<float>::load(job.residuals[row] + gap.before, present);
       clamp(low, high, x).store(job.dests[row] + gap.before, present);

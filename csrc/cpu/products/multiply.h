@@ -95,20 +95,23 @@ GROUPCONV_INLINE void clamp_sums(const MultiplyJob<T, Out>& job, Vec<sum_t<T>> (
   }
 }
 
-#if defined(__AVX512F__)
+// Without masks to store by, a vector is stored as a whole where that is not beyond the row: vectors follow in order,
+// and what lies behind its pixels is written after it.
 template <class T, int R, int V, bool Tail, class Out>
 GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T, Out>& job, Vec<sum_t<T>> (&sums)[R][V],
                                          int64_t row, int64_t pixel, typename Vec<T>::Mask tail) {
   using Sum = Vec<sum_t<T>>;
-  typename Sum::Mask taken[V], present[V];
+  uint32_t taken[V];
+  typename Sum::Mask present[V];
   int64_t at[V];
+  bool whole[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
     const GapVector& gap = job.gaps[pixel / Sum::lanes + v];
-    const uint32_t lanes = Tail && v == V - 1 ? gap.lanes & tail : gap.lanes;
-    taken[v] = Sum::from_bits(lanes);
-    present[v] = Sum::first(__builtin_popcount(lanes));
+    taken[v] = Tail && v == V - 1 ? gap.lanes & Sum::bits(tail) : gap.lanes;
+    present[v] = Sum::first(__builtin_popcount(taken[v]));
     at[v] = gap.before;
+    whole[v] = !has_mask_registers && at[v] + Sum::lanes <= job.pixels;
   }
   if (job.residuals) {
 #pragma GCC unroll 8
@@ -124,11 +127,16 @@ GROUPCONV_INLINE void store_without_gaps(const MultiplyJob<T, Out>& job, Vec<sum
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      compress(sums[r][v], taken[v]).store(job.dests[row + r] + at[v], present[v]);
+      const Sum x = compress(sums[r][v], taken[v]);
+      Out* to = job.dests[row + r] + at[v];
+      if (whole[v]) {
+        x.store(to);
+      } else {
+        x.store(to, present[v]);
+      }
     }
   }
 }
-#endif
 
 template <class Loaded, class Element>
 GROUPCONV_INLINE Loaded load_part(const Element* p, bool masked, typename Loaded::Mask mask) {
@@ -210,9 +218,9 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T, Out>& job, const Stride
     run(step);
   }
 
-#if defined(__AVX512F__)
-  if (job.gaps) return store_without_gaps<T, R, V, Tail>(job, sums, row, pixel, tail);
-#endif
+  if constexpr (has_compress) {
+    if (job.gaps) return store_without_gaps<T, R, V, Tail>(job, sums, row, pixel, tail);
+  }
   const auto add_rows = [&](const Out* const* rows) GROUPCONV_INLINE_LAMBDA {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {

@@ -26,13 +26,14 @@ struct MultiplyJob {
   const sum_t<T>* bias;         // [rows], or null
   const Out* const* residuals;  // [rows], or null
   int64_t rows;
-  int64_t length;        // pixels
+  int64_t length;        // pixels, and gaps
   bool fetches_weights;  // those of the rows below a tile's, which follow them
   bool accumulate;       // add to what dests hold
   bool clamped;
   sum_t<T> low, high;
   Stores stores;          // streamed: dests begin lines
   const GapVector* gaps;  // null, or of all vectors: dests and residuals have no gaps, and do not accumulate
+  int64_t pixels;         // of a row without gaps, where there are gaps
 };
 
 }  // namespace

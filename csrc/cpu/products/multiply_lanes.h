@@ -5,8 +5,9 @@
 // vectors make narrow tiles. Here every lane is a channel. Tile: S rows of P neighbouring pixels, and one vector of sums
 // for each; W neighbouring taps of a window's row at a time, so that a value that is broadcast is the source of W pixels'
 // sums. Rows of taps that meet padding only are left out.
-//   W = 3  14 to 24 sums, 3 weights, 1 value; at 14 pixels 16 broadcasts and 3 loads for 42 multiply-adds
-//   W = 1  24 or 28 sums, 1 weight; values are the multiply-adds' own operands, and as many loads limit it
+//   W = 3  32 registers: 14 to 24 sums, 3 weights, 1 value; at 14 pixels 16 broadcasts and 3 loads for 42 multiply-adds
+//          16 registers: 7 to 10 sums; at 10 pixels 12 broadcasts and 3 loads for 30. The compiler spills the 12 that fit
+//   W = 1  32 registers only: 24 or 28 sums, 1 weight; values are the multiply-adds' own operands, as many loads limit it
 #pragma once
 
 #include "cpu/vector/vec.h"
@@ -27,13 +28,21 @@ struct LanesJob {
   T* sums;        // [S · P][lanes]
 };
 
-// Neighbouring pixels of a row that a tile takes; 0: there is no tile for rows of that width.
-constexpr int64_t lane_pixels(int64_t width, int taps) {
-  if (width == 7 || width == 8 || width == 14) return width;
+// Tiles that a row of pixels is cut into, as equal as can be; 0: there are none for rows of that width.
+constexpr int64_t lane_tiles(int64_t width, int taps) {
+  if (vector_registers < 32) {
+    if (taps == 1) return 0;
+    if (width == 14) return 3;  // of two rows: 10 sums hide the latency of a multiply-add, 7 do not
+    const int64_t tiles = divide_up(width, int64_t{10});
+    return width / larger(tiles, int64_t{1}) < 7 ? 0 : tiles;
+  }
+  if (width == 7 || width == 8 || width == 14) return 1;
   if (taps == 1) return 0;
-  return width % 14 == 0 ? 14 : width % 16 == 0 ? 16 : 0;
+  return width % 14 == 0 ? width / 14 : width % 16 == 0 ? width / 16 : 0;
 }
-constexpr int64_t lane_rows(int64_t pixels, int taps) { return (taps == 1 ? 28 : 24) / pixels; }
+constexpr int most_lane_sums(int taps) { return vector_registers < 32 ? 10 : taps == 1 ? 28 : 24; }
+// Rows of a tile so many pixels wide.
+constexpr int64_t lane_rows(int64_t pixels, int taps) { return most_lane_sums(taps) / pixels; }
 
 template <class T, int W, int P, int S>
 void multiply_lanes_tile(const LanesJob<T>& job) {
@@ -86,14 +95,20 @@ void multiply_lanes_up_to(const LanesJob<T>& job, int64_t rows) {
   multiply_lanes_tile<T, W, P, S>(job);
 }
 
+template <class T, int W, int... Pixels>
+void multiply_lanes_of(const LanesJob<T>& job, int64_t pixels, int64_t rows) {
+  ((pixels == Pixels && (multiply_lanes_up_to<T, W, Pixels>(job, rows), true)) || ...);
+}
+
 template <class T, int W>
 void multiply_lanes(const LanesJob<T>& job, int64_t pixels, int64_t rows) {
-  if constexpr (W > 1) {
-    if (pixels == 16) return multiply_lanes_up_to<T, W, 16>(job, rows);
+  if constexpr (vector_registers < 32) {
+    if constexpr (W > 1) multiply_lanes_of<T, W, 10, 9, 8, 7, 5, 4>(job, pixels, rows);
+  } else if constexpr (W == 1) {
+    multiply_lanes_of<T, W, 14, 8, 7>(job, pixels, rows);
+  } else {
+    multiply_lanes_of<T, W, 16, 14, 8, 7>(job, pixels, rows);
   }
-  if (pixels == 14) return multiply_lanes_up_to<T, W, 14>(job, rows);
-  if (pixels == 8) return multiply_lanes_up_to<T, W, 8>(job, rows);
-  multiply_lanes_up_to<T, W, 7>(job, rows);
 }
 
 }  // namespace

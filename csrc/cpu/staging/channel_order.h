@@ -40,7 +40,7 @@ template <class T>
 class ChannelOrder {
   using V_ = Vec<T>;
   static constexpr int lanes = V_::lanes;
-  static constexpr bool has_permutations = has_permute<T> && has_compress;  // masks as well
+  static constexpr bool has_permutations = has_permute<T> && has_mask_registers;
   static constexpr bool has_singles = has_permute<T>;
 
   enum class Way { permutations, gathers, singles };

@@ -180,19 +180,20 @@ void stage(const Image<const Stored>& image, int64_t n, ChannelSet channels, con
   copy_planes(image, n, channels, planes, tile, shape, scratch, channel_distance, plane_distance, prologue);
 }
 
+template <class Stored>
+constexpr bool expands_rows = has_compress && in_vectors<Stored>;
+
 // A flat image of whose rows the planes hold all columns, read one pixel after another: one plane, and not
 // channels_last.
 template <class Stored, class T>
 GROUPCONV_INLINE bool stages_vectors(const Image<const Stored>& image, const Planes& planes, int64_t pitch) {
-  if (!has_compress || !in_vectors<Stored> || !(channels_in<T> == 2 || __is_same(T, compute_t<Stored>)))
-    return false;
+  if (!expands_rows<Stored> || !(channels_in<T> == 2 || __is_same(T, compute_t<Stored>))) return false;
   if (planes.count != 1 || planes.step_h != 1 || planes.step_w != 1) return false;
   const int64_t left = planes.first_col + planes.phases[0].col;
   return !image.channels_last() && image.stride_w == 1 && image.flat() && left <= 0 &&
          left + pitch >= image.width;
 }
 
-#if defined(__AVX512F__)
 // As stage() does it, row ends and padding by the vector: `gaps` says which columns of a row of `shape` lie in the
 // image.
 template <class Stored, class T>
@@ -214,9 +215,9 @@ void stage_vectors(const Image<const Stored>& image, int64_t n, ChannelSet chann
       const GapVector* gap = gaps;
       for_each_vector<T>(length, [&](int64_t at, auto stored) GROUPCONV_INLINE_LAMBDA {
         __builtin_prefetch(fetched + gap->before, 0, into_l2);
-        const uint32_t lanes = gap->lanes & stored;
+        const uint32_t lanes = gap->lanes & Vec<T>::bits(stored);
         const Vec<T> x = load(gap->before, Vec<T>::first(__builtin_popcount(lanes)));
-        expand(x, Vec<T>::from_bits(lanes)).store(to + at, stored);
+        expand(x, lanes).store(to + at, stored);
         ++gap;
       });
     };
@@ -239,7 +240,6 @@ void stage_vectors(const Image<const Stored>& image, int64_t n, ChannelSet chann
     fill_zero(to + length, shape.size - begin - length);
   }
 }
-#endif
 
 }  // namespace
 }  // namespace groupconv::cpu

@@ -14,7 +14,30 @@ template <class T>
 struct Vec;
 
 constexpr int vector_registers = 16;
-constexpr bool has_compress = false;
+constexpr bool has_compress = true, has_mask_registers = false;
+
+// For each set of eight lanes where every lane of a compressed and of an expanded vector comes from, a byte each. A
+// negative one: it is zero.
+struct LaneSources {
+  int64_t compressed[256], expanded[256];
+};
+constexpr LaneSources list_lane_sources() {
+  LaneSources list{};
+  for (int bits = 0; bits < 256; ++bits) {
+    uint64_t compressed = 0, expanded = 0;
+    int count = 0;
+    for (int lane = 0; lane < 8; ++lane) {
+      const bool taken = bits >> lane & 1;
+      expanded |= uint64_t(taken ? count : 0x80) << 8 * lane;
+      if (taken) compressed |= uint64_t(lane) << 8 * count++;
+    }
+    list.compressed[bits] = static_cast<int64_t>(compressed);
+    list.expanded[bits] = static_cast<int64_t>(expanded);
+  }
+  return list;
+}
+constexpr LaneSources lane_sources = list_lane_sources();
+GROUPCONV_INLINE __m256i lanes_from(int64_t bytes) { return _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bytes)); }
 
 // A mask of all lanes, as a type: of a mask in a register the compiler does not know that nothing is masked.
 struct AllLanes {
@@ -45,6 +68,10 @@ struct Vec<float> {
     const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
     return _mm256_cmpeq_epi32(_mm256_and_si256(all, lane_bit), lane_bit);
   }
+  static GROUPCONV_INLINE uint32_t bits(Mask m) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m)));
+  }
+  static GROUPCONV_INLINE uint32_t bits(AllLanes) { return 0xff; }
   static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   static GROUPCONV_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static GROUPCONV_INLINE Vec load(const float* p, Mask m) { return {_mm256_maskload_ps(p, m)}; }
@@ -76,7 +103,7 @@ struct Vec<float> {
   GROUPCONV_INLINE void store(float* p, AllLanes) const { store(p); }
   // Of the first lanes only: m = first(n).
   GROUPCONV_INLINE void store(float* p, Mask m) const {
-    const auto bits = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m)));
+    const uint32_t bits = Vec::bits(m);
     if (bits == 0xff) return store(p);
     const __m128 low = _mm256_castps256_ps128(v);
     if (!(bits & 8)) return store_first(p, low, bits);
@@ -92,6 +119,14 @@ struct Vec<float> {
   friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm256_and_ps(_mm256_castsi256_ps(m), x.v)}; }
+  friend GROUPCONV_INLINE Vec compress(Vec x, uint32_t bits) {
+    return {_mm256_permutevar8x32_ps(x.v, lanes_from(lane_sources.compressed[bits]))};
+  }
+  friend GROUPCONV_INLINE Vec expand(Vec x, uint32_t bits) {
+    const __m256i from = lanes_from(lane_sources.expanded[bits]);
+    return {_mm256_blendv_ps(_mm256_permutevar8x32_ps(x.v, from), _mm256_setzero_ps(),
+                             _mm256_castsi256_ps(from))};
+  }
   friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
     const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0x88));
     return {_mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8))};
@@ -120,6 +155,9 @@ struct Vec<double> {
     const __m256i all = _mm256_set1_epi64x(static_cast<int64_t>(bits));
     return _mm256_cmpeq_epi64(_mm256_and_si256(all, lane_bit), lane_bit);
   }
+  static GROUPCONV_INLINE uint32_t bits(Mask m) {
+    return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(m)));
+  }
   static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm256_set1_pd(x)}; }
   static GROUPCONV_INLINE Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
   static GROUPCONV_INLINE Vec load(const double* p, Mask m) { return {_mm256_maskload_pd(p, m)}; }
@@ -139,6 +177,23 @@ struct Vec<double> {
   friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_pd(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm256_and_pd(_mm256_castsi256_pd(m), x.v)}; }
+  // One by one: float64 is for gradient checks.
+  friend GROUPCONV_INLINE Vec compress(Vec x, uint32_t bits) {
+    double from[lanes], to[lanes] = {};
+    x.store(from);
+    for (int lane = 0, count = 0; lane < lanes; ++lane) {
+      if (bits >> lane & 1) to[count++] = from[lane];
+    }
+    return load(to);
+  }
+  friend GROUPCONV_INLINE Vec expand(Vec x, uint32_t bits) {
+    double from[lanes], to[lanes] = {};
+    x.store(from);
+    for (int lane = 0, count = 0; lane < lanes; ++lane) {
+      if (bits >> lane & 1) to[lane] = from[count++];
+    }
+    return load(to);
+  }
   friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
     return {_mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), 0xd8)};
   }

@@ -15,7 +15,7 @@ template <class T>
 struct Vec;
 
 constexpr int vector_registers = 32;
-constexpr bool has_compress = true;
+constexpr bool has_compress = true, has_mask_registers = true;
 
 template <>
 struct Vec<float> {
@@ -26,6 +26,7 @@ struct Vec<float> {
   static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
   static GROUPCONV_INLINE Mask all() { return first(lanes); }
   static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
+  static GROUPCONV_INLINE uint32_t bits(Mask m) { return m; }
   static GROUPCONV_INLINE Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static GROUPCONV_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static GROUPCONV_INLINE Vec load(const float* p, Mask m) { return {_mm512_maskz_loadu_ps(m, p)}; }
@@ -70,9 +71,14 @@ struct Vec<float> {
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   // Zero where the mask is not set.
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_ps(m, x.v)}; }
-  // The masked lanes next to each other from the first on, and back; zero elsewhere.
-  friend GROUPCONV_INLINE Vec compress(Vec x, Mask m) { return {_mm512_maskz_compress_ps(m, x.v)}; }
-  friend GROUPCONV_INLINE Vec expand(Vec x, Mask m) { return {_mm512_maskz_expand_ps(m, x.v)}; }
+  // The lanes whose bits are set next to each other from the first on, and back. What is elsewhere is zero after
+  // expand(), anything after compress().
+  friend GROUPCONV_INLINE Vec compress(Vec x, uint32_t bits) {
+    return {_mm512_maskz_compress_ps(from_bits(bits), x.v)};
+  }
+  friend GROUPCONV_INLINE Vec expand(Vec x, uint32_t bits) {
+    return {_mm512_maskz_expand_ps(from_bits(bits), x.v)};
+  }
   // Elements 0, 2, 4, … of the two together.
   friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -124,6 +130,7 @@ struct Vec<double> {
   static GROUPCONV_INLINE Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
   static GROUPCONV_INLINE Mask all() { return first(lanes); }
   static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
+  static GROUPCONV_INLINE uint32_t bits(Mask m) { return m; }
   static GROUPCONV_INLINE Vec broadcast(double x) { return {_mm512_set1_pd(x)}; }
   static GROUPCONV_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
   static GROUPCONV_INLINE Vec load(const double* p, Mask m) { return {_mm512_maskz_loadu_pd(m, p)}; }
@@ -140,8 +147,12 @@ struct Vec<double> {
   friend GROUPCONV_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
   friend GROUPCONV_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   friend GROUPCONV_INLINE Vec only(Vec x, Mask m) { return {_mm512_maskz_mov_pd(m, x.v)}; }
-  friend GROUPCONV_INLINE Vec compress(Vec x, Mask m) { return {_mm512_maskz_compress_pd(m, x.v)}; }
-  friend GROUPCONV_INLINE Vec expand(Vec x, Mask m) { return {_mm512_maskz_expand_pd(m, x.v)}; }
+  friend GROUPCONV_INLINE Vec compress(Vec x, uint32_t bits) {
+    return {_mm512_maskz_compress_pd(from_bits(bits), x.v)};
+  }
+  friend GROUPCONV_INLINE Vec expand(Vec x, uint32_t bits) {
+    return {_mm512_maskz_expand_pd(from_bits(bits), x.v)};
+  }
   friend GROUPCONV_INLINE Vec even(Vec a, Vec b) {
     return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b.v)};
   }

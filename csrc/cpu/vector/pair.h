@@ -85,6 +85,7 @@ struct Vec<Pair<BFloat16>> : Words {
 
   static GROUPCONV_INLINE Mask first(int64_t n) { return Vec<float>::first(n); }
   static GROUPCONV_INLINE Mask all() { return first(lanes); }
+  static GROUPCONV_INLINE uint32_t bits(Mask m) { return m; }
   static GROUPCONV_INLINE Vec broadcast(const Pair<BFloat16>& x) {
     int bits;
     __builtin_memcpy(&bits, &x, sizeof bits);
@@ -119,7 +120,9 @@ struct Vec<Pair<BFloat16>> : Words {
   }
   static GROUPCONV_INLINE Mask from_bits(uint32_t bits) { return static_cast<Mask>(bits); }
   // The first lanes to where the mask is set, zero elsewhere.
-  friend GROUPCONV_INLINE Vec expand(Vec x, Mask m) { return {_mm512_maskz_expand_epi32(m, x.v)}; }
+  friend GROUPCONV_INLINE Vec expand(Vec x, uint32_t bits) {
+    return {_mm512_maskz_expand_epi32(static_cast<Mask>(bits), x.v)};
+  }
   GROUPCONV_INLINE void store(Pair<BFloat16>* p) const { _mm512_storeu_si512(p, v); }
   GROUPCONV_INLINE void store(Pair<BFloat16>* p, Mask m) const { _mm512_mask_storeu_epi32(p, m, v); }
 };

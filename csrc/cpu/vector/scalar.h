@@ -9,7 +9,7 @@ namespace groupconv::cpu {
 namespace {
 
 constexpr int vector_registers = 16;
-constexpr bool has_compress = false;
+constexpr bool has_compress = false, has_mask_registers = false;
 
 template <class T>
 struct Vec {

@@ -15,10 +15,11 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 // Each of these has Vec<T> and
-//   vector_registers   how many there are
-//   has_compress       whether there are compress() and expand()
-//   pin(x)             keeps a loaded vector in its register: else the compiler folds the load into every use, and a
-//                      value that is used three times is loaded three times
+//   vector_registers    how many there are
+//   has_compress        whether there are compress() and expand()
+//   has_mask_registers  whether any lanes can be stored by a mask, at no cost
+//   pin(x)              keeps a loaded vector in its register: else the compiler folds the load into every use, and a
+//                       value that is used three times is loaded three times
 // and, where it has better than what is below, add_where, store_every_second and sum_eight.
 #if defined(__AVX512F__)
 #include "cpu/vector/avx512.h"
@@ -39,7 +40,7 @@ template <class T>
 GROUPCONV_INLINE constexpr T larger(T a, T b) {
   return a < b ? b : a;
 }
-GROUPCONV_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+GROUPCONV_INLINE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Whether a vector's lanes can be brought into any order.
 template <class T>
@@ -60,17 +61,15 @@ GROUPCONV_INLINE Vec<T> zero() {
 template <class T>
 GROUPCONV_INLINE void store_every_second(Vec<T> x, T* to, int64_t count) {
   using V = Vec<T>;
-  if constexpr (has_compress) {
+  if constexpr (has_mask_registers) {
     constexpr int half = V::lanes / 2;
     constexpr uint32_t upper = ((1u << V::lanes) - 1) ^ ((1u << half) - 1);
-    const auto spaced = [](int64_t some) GROUPCONV_INLINE_LAMBDA {
-      return V::from_bits(0x5555u & ((1u << 2 * some) - 1));
-    };
-    const auto low = spaced(smaller<int64_t>(count, half));
-    expand(x, low).store(to, low);
+    const auto spaced = [](int64_t some) GROUPCONV_INLINE_LAMBDA { return 0x5555u & ((1u << 2 * some) - 1); };
+    const uint32_t low = spaced(smaller<int64_t>(count, half));
+    expand(x, low).store(to, V::from_bits(low));
     if (count <= half) return;
-    const auto high = spaced(count - half);
-    expand(compress(x, V::from_bits(upper)), high).store(to + V::lanes, high);
+    const uint32_t high = spaced(count - half);
+    expand(compress(x, upper), high).store(to + V::lanes, V::from_bits(high));
   } else {
     T values[V::lanes];
     x.store(values);

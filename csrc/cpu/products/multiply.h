@@ -44,6 +44,9 @@ template <class T>
 constexpr int last_of(int v) {
   return (v + 1) * Vec<T>::lanes - 1;
 }
+// One of so many vectors asks.
+template <class T>
+constexpr int vectors_in_line = line_bytes / (Vec<T>::lanes * sizeof(T));
 
 // Where a tile finds the source rows: as they lie, or a copy of a tile, which begins at a pixel of theirs.
 template <class T>
@@ -68,11 +71,11 @@ struct Ahead {
     const T* source = rows[row] + pixel;
     if (pixel == 0) __builtin_prefetch(source);
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) __builtin_prefetch(source + last_of<T>(v));
+    for (int v = 0; v < V; v += vectors_in_line<T>) __builtin_prefetch(source + last_of<T>(v));
     if (further == 0) return;
     source += further;
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) __builtin_prefetch(source + last_of<T>(v), 0, into_l2);
+    for (int v = 0; v < V; v += vectors_in_line<T>) __builtin_prefetch(source + last_of<T>(v), 0, into_l2);
   }
 };
 
@@ -166,7 +169,7 @@ GROUPCONV_INLINE void multiply_tile(const MultiplyJob<T, Out>& job, const Stride
       const Out* dest = job.dests[row + r] + pixel;
       if (pixel == 0) __builtin_prefetch(dest, 1);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
+      for (int v = 0; v < V; v += vectors_in_line<T>) {
         if (ahead.written) __builtin_prefetch(dest + ahead.written + last_of<T>(v), 0, into_l2);
         __builtin_prefetch(dest + last_of<T>(v), 1);
       }
@@ -272,8 +275,8 @@ void multiply_column(const MultiplyJob<T, Out>& job, const TileSources<T>& where
   const Strides weight_rows = weight_rows_of(job);
   Ahead<T> ahead = ahead_of(job, pixel + V * Vec<T>::lanes, 0);
   ahead.further = job.from_afar ? tile_width<T> : 0;
-  // Vectors of half a line would ask for each one twice.
-  ahead.written = fills_lines<Out> ? tile_width<T> : 0;
+  // Rounded vectors are half a line and would ask for each one twice.
+  ahead.written = sizeof(Out) == sizeof(T) ? tile_width<T> : 0;
   int64_t left = job.depth;
   for (int64_t row = 0; row < rows; row += max_tile_rows) {
     ahead.count = smaller(share, left);

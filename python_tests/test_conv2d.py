@@ -404,6 +404,20 @@ def test_every_number_of_destinations_in_slots(isa: str, dtype: torch.dtype) -> 
             )
 
 
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(23, 1), (250, 5), (250, 250), (2112, 132), (2112, 2112)]
+)
+@each_dtype
+def test_channels_in_any_order(isa: str, dtype: torch.dtype, channels: int, groups: int) -> None:
+    # Of rows that end within four pixels, and of more channels than are transposed to be ordered.
+    place = LAYOUTS["channels_last"]
+    geometry = Geometry((7, 9), (3, 3), padding=AROUND)
+    partition = Partition.random(channels, channels, groups, seed=0)
+    x, weight, bias = tensors(partition, geometry, 2, dtype)
+    residual = torch.randn_like(reference.conv2d(x, weight, bias, partition, *geometry.window))
+    check_convolution(partition, geometry, place(x), weight, bias, place(residual), "relu6", place)
+
+
 # ---- at random ----------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@
 
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/processor/caches.h"
+#include "cpu/staging/channel_order.h"
 #include "cpu/vector/fetched_lines.h"
 #include "cpu/vector/strides.h"
 
@@ -77,9 +78,10 @@ class DepthwiseBands {
  private:
   struct Tables {
     T* weight;        // [blocks][9][lanes], by rows of the window
-    int32_t* source;  // [blocks][lanes]: the source channel of a lane
+    int32_t* source;  // [blocks][lanes]: the source channel of a lane, or no_channel
     uint32_t* taken;  // [blocks]: the lanes that have one
-    Stored* rows;     // [most_sources][blocks][width][lanes], source row y in place y % most_sources
+    ChannelOrder<T> order;
+    Stored* rows;  // [most_sources][blocks][width][lanes], source row y in place y % most_sources
   };
   struct Columns {
     int64_t begin, end;
@@ -105,6 +107,7 @@ class DepthwiseBands {
     space.plan<int32_t>(blocks_ * lanes);
     space.plan<uint32_t>(blocks_);
     space.plan<Stored>(staged);
+    if (orders()) ChannelOrder<T>::plan(space, blocks_ * lanes, p_.source.channels);
     space.open();
     Tables tables{};
     tables.weight = space.take<T>(blocks_ * window * window * lanes);
@@ -113,6 +116,7 @@ class DepthwiseBands {
     tables.taken = space.take<uint32_t>(blocks_);
     tables.rows = space.take<Stored>(staged);
     list_channels(origin, tables);
+    if (orders()) tables.order.open(space, tables.source, blocks_ * lanes, p_.source.channels);
 
     const int64_t bands = divide_up(end - first, int64_t{most_rows});
     const int64_t parts = divide_up(sweep_.cols, most_columns);
@@ -138,7 +142,7 @@ class DepthwiseBands {
 
   void list_channels(int32_t* origin, const Tables& tables) const {
     const PartitionView& partition = *p_.partition;
-    fill_zero(tables.source, blocks_ * lanes);
+    for (int64_t i = 0; i < blocks_ * lanes; ++i) tables.source[i] = no_channel;
     fill_zero(origin, blocks_ * lanes);
     fill_zero(tables.taken, blocks_);
     for (int64_t g = 0; g < partition.groups; ++g) {
@@ -166,18 +170,33 @@ class DepthwiseBands {
     return tables.rows + (y % most_sources * blocks_ + block) * p_.source.width * lanes;
   }
 
+  // Rows are brought into order as all pixels are; bfloat16, which has no order of vectors, is gathered and widened.
+  static constexpr bool has_orders = __is_same(Stored, T);
+  bool orders() const { return has_orders && !straight_; }
+
   // While it gathers, memory brings what is read and written next.
   void gather_row(int64_t n, int64_t y, const Tables& tables) const {
-    const int64_t width = p_.source.width, ahead = larger(fetched_ahead / p_.source.stride_w, int64_t{1});
+    const int64_t width = p_.source.width, pixel = p_.source.stride_w;
+    const int64_t ahead = larger(fetched_ahead / pixel, int64_t{1}) * pixel;
     const Stored* from = p_.source.at(n, 0, y, 0);
     const Stored* dest = p_.dest.at(n, 0, smaller(y, p_.dest.height - 1), 0);
     Stored* to = staged(tables, y, 0);
-    for (int64_t x = 0; x < width; ++x, from += p_.source.stride_w, to += lanes) {
-      for (int64_t block = 0; block < blocks_; ++block) {
-        __builtin_prefetch(from + ahead * p_.source.stride_w + block * lanes);
-        if (fetches_dest_) __builtin_prefetch(dest + x * p_.dest.stride_w + block * lanes, 1);
-        V_::gather(from, tables.source + block * lanes, V_::from_bits(tables.taken[block]))
-            .store(to + block * width * lanes);
+    const auto put = [&](int64_t x, int64_t channel, V_ value) GROUPCONV_INLINE_LAMBDA {
+      __builtin_prefetch(from + x * pixel + ahead + channel);
+      if (fetches_dest_) __builtin_prefetch(dest + x * p_.dest.stride_w + channel, 1);
+      value.store(to + channel * width + x * lanes);
+    };
+    if constexpr (has_orders) {
+      tables.order.run(from, pixel, width,
+                       [&](int64_t x, const auto& places, V_ value)
+                           GROUPCONV_INLINE_LAMBDA { put(x, places.first, value); });
+    } else {
+      for (int64_t x = 0; x < width; ++x) {
+        for (int64_t block = 0; block < blocks_; ++block) {
+          put(x, block * lanes,
+              V_::gather(from + x * pixel, tables.source + block * lanes,
+                         V_::from_bits(tables.taken[block])));
+        }
       }
     }
   }

@@ -4,7 +4,7 @@ namespace groupconv::cpu {
 namespace {
 
 // Sixteen numbers take 7 cycles on a Xeon that was measured; on a Zen 4, which makes a program of small steps of the
-// instruction, 20, and 10 one by one (benches/NOTES.md).
+// instruction, 20, and 10 loaded one by one (benches/NOTES.md).
 bool ask() {
 #if defined(GROUPCONV_X86)
   return !__builtin_cpu_is("amd");

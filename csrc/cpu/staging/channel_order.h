@@ -5,7 +5,7 @@
 //   by permutations  one for each vector of the pixel that has some of them, merged into what the others gave. A group's
 //                    channels in ascending order lie in about as many vectors of the pixel as there are groups.
 //   by gathers       the processor's own
-//   one by one       four numbers meet in a register, where gathers do not pay (gathers.h)
+//   by turning       four pixels channel by channel and back (turned_pixels.h), where gathers do not pay (gathers.h)
 // Several pixels take turns, so that what is read about a vector of places is read once for all of them.
 #pragma once
 
@@ -14,6 +14,7 @@
 #include "cpu/processor/caches.h"
 #include "cpu/processor/gathers.h"
 #include "cpu/staging/reorder.h"
+#include "cpu/staging/turned_pixels.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/vec.h"
 
@@ -41,9 +42,9 @@ class ChannelOrder {
   using V_ = Vec<T>;
   static constexpr int lanes = V_::lanes;
   static constexpr bool has_permutations = has_permute<T> && has_mask_registers;
-  static constexpr bool has_singles = has_permute<T>;
+  using Turned = TurnedPixels<T>;
 
-  enum class Way { permutations, gathers, singles };
+  enum class Way { permutations, gathers, turning };
 
   struct Step {
     int32_t channel;          // first of the pixel's vector
@@ -52,6 +53,13 @@ class ChannelOrder {
 
  public:
   static constexpr int pixels_at_once = 4;
+
+  // Up to so many neighbouring pixels.
+  struct FewPixels {
+    const T* first;
+    int64_t stride, count;
+    const Turned* turned;  // filled where some order wants it
+  };
 
   static void plan(Workspace& shared, int64_t places, int64_t channels) {
     const int64_t vectors = divide_up(places, lanes);
@@ -70,31 +78,58 @@ class ChannelOrder {
     taken_ = shared.take<uint32_t>(vectors);
     step_counts_ = shared.take<int32_t>(vectors);
     steps_ = shared.take<Step>(most_steps(vectors, channels));
-    way_ = has_singles && !gathers_pay() ? Way::singles : Way::gathers;
+    way_ = can_turn(channels) ? Way::turning : Way::gathers;
     if (list_steps(order, channels)) way_ = Way::permutations;
+    channels_ = channels;
     for (int64_t i = 0; i < vectors * lanes; ++i) {
       const bool exists = i < places && order[i] != no_channel;
       const uint32_t bit = exists ? uint32_t{1} << i % lanes : 0;
       taken_[i / lanes] = i % lanes == 0 ? bit : taken_[i / lanes] | bit;
-      index_[i] = !exists ? 0 : way_ == Way::permutations ? order[i] % lanes : order[i];
+      index_[i] = exists ? index_of(order[i]) : 0;
+    }
+  }
+
+  bool wants_turned() const { return way_ == Way::turning; }
+  // body(index of the first, FewPixels), for orders of the same pixels of which one wants them turned, or none.
+  template <class Body>
+  static GROUPCONV_INLINE void for_few(const T* from, int64_t stride, int64_t pixels, int64_t channels,
+                                       bool turned, const Body& body) {
+    Turned memory;
+    for (int64_t first = 0; first < pixels; first += pixels_at_once, from += pixels_at_once * stride) {
+      const int64_t count = smaller<int64_t>(pixels_at_once, pixels - first);
+      if constexpr (Turned::exist) {
+        if (turned) memory.fill(from, stride, count, channels);
+      }
+      body(first, FewPixels{from, stride, count, &memory});
     }
   }
 
   // store(pixel, its Places, Vec) of all places of every pixel.
   template <class Store>
   void run(const T* from, int64_t stride, int64_t pixels, const Store& store) const {
+    for_few(from, stride, pixels, channels_, wants_turned(),
+            [&](int64_t first, const FewPixels& few) GROUPCONV_INLINE_LAMBDA {
+              fill(few, [&](int64_t p, const auto& places, V_ x)
+                            GROUPCONV_INLINE_LAMBDA { store(first + p, places, x); });
+            });
+  }
+  template <class Store>
+  GROUPCONV_INLINE void fill(const FewPixels& few, const Store& store) const {
+    if constexpr (Turned::exist) {
+      if (way_ == Way::turning) return load_turned(few, store);
+    }
     int64_t first = 0;
-    const auto run_some = [&](auto count) GROUPCONV_INLINE_LAMBDA {
+    const auto fill_some = [&](auto count) GROUPCONV_INLINE_LAMBDA {
       constexpr int some = decltype(count)::value;
-      for (; first + some <= pixels; first += some) {
-        fill<some>(from + first * stride, stride,
-                   [&](int64_t pixel, const auto& places, V_ x)
-                       GROUPCONV_INLINE_LAMBDA { store(first + pixel, places, x); });
+      for (; first + some <= few.count; first += some) {
+        fill_pixels<some>(few.first + first * few.stride, few.stride,
+                          [&](int64_t pixel, const auto& places, V_ x)
+                              GROUPCONV_INLINE_LAMBDA { store(first + pixel, places, x); });
       }
     };
-    if (few_) run_some(Count<pixels_at_once>{});
-    run_some(Count<2>{});
-    run_some(Count<1>{});
+    if (few_) fill_some(Count<pixels_at_once>{});
+    fill_some(Count<2>{});
+    fill_some(Count<1>{});
   }
 
  private:
@@ -102,9 +137,19 @@ class ChannelOrder {
   using Count = std::integral_constant<int, N>;
 
   // Of a vector of places, on average: what takes no longer than another way.
-  static int64_t worth() { return gathers_pay() ? 4 : 6; }
+  static int64_t worth() { return gathers_pay() ? 4 : 3; }
   static int64_t most_steps(int64_t vectors, int64_t channels) {
     return has_permutations ? vectors * smaller(worth(), divide_up(channels, lanes)) : 0;
+  }
+
+  static bool can_turn(int64_t channels) {
+    return Turned::exist && !gathers_pay() && channels <= Turned::most_channels;
+  }
+  int32_t index_of(int32_t channel) const {
+    if constexpr (Turned::exist) {
+      if (way_ == Way::turning) return Turned::place(channel);
+    }
+    return way_ == Way::permutations ? channel % lanes : channel;
   }
 
   // False where there are too many.
@@ -132,20 +177,13 @@ class ChannelOrder {
   }
 
   template <int P, class Store>
-  GROUPCONV_INLINE void fill(const T* from, int64_t stride, const Store& store) const {
+  GROUPCONV_INLINE void fill_pixels(const T* from, int64_t stride, const Store& store) const {
     if (way_ == Way::permutations) return permute_pixels<P>(from, stride, store);
     for_each_places([&](int64_t v, const auto& places) GROUPCONV_INLINE_LAMBDA {
       const int32_t* index = index_ + v * lanes;
       const auto taken = V_::from_bits(taken_[v]);
-      if (way_ == Way::singles) {
-        V_ x[P];
-        load_singles<P>(from, stride, index, x);
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) store(p, places, only(x[p], taken));
-      } else {
-#pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) store(p, places, V_::gather(from + p * stride, index, taken));
-      }
+      for (int p = 0; p < P; ++p) store(p, places, V_::gather(from + p * stride, index, taken));
     });
   }
 
@@ -185,48 +223,22 @@ class ChannelOrder {
 #endif
   }
 
-  template <int P>
-  static GROUPCONV_INLINE void load_singles([[maybe_unused]] const T* from, [[maybe_unused]] int64_t stride,
-                                            [[maybe_unused]] const int32_t* index,
-                                            [[maybe_unused]] V_ (&x)[P]) {
-#if defined(__AVX2__)
-    if constexpr (has_singles) {
-      constexpr int quads = lanes / 4;
-      __m128 quad[P][quads];
+  template <class Store>
+  GROUPCONV_INLINE void load_turned(const FewPixels& few, const Store& store) const {
+    for_each_places([&](int64_t v, const auto& places) GROUPCONV_INLINE_LAMBDA {
+      V_ x[Turned::pixels];
+      few.turned->load(index_ + v * lanes, x);
 #pragma GCC unroll 4
-      for (int q = 0; q < quads; ++q) {
-        const T* at[4] = {from + index[4 * q], from + index[4 * q + 1], from + index[4 * q + 2],
-                          from + index[4 * q + 3]};
-#pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) {
-          __m128 some = _mm_load_ss(at[0] + p * stride);
-          some = _mm_insert_ps(some, _mm_load_ss(at[1] + p * stride), 0x10);
-          some = _mm_insert_ps(some, _mm_load_ss(at[2] + p * stride), 0x20);
-          quad[p][q] = _mm_insert_ps(some, _mm_load_ss(at[3] + p * stride), 0x30);
-        }
+      for (int p = 0; p < Turned::pixels; ++p) {
+        if (p < few.count) store(p, places, x[p]);
       }
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) x[p] = joined(quad[p]);
-    }
-#endif
+    });
   }
 
-#if defined(__AVX2__)
-  static GROUPCONV_INLINE Vec<float> joined(const __m128 (&quad)[lanes / 4]) {
-    const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(quad[0]), quad[1], 1);
-#if defined(__AVX512F__)
-    const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(quad[2]), quad[3], 1);
-    return {_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)};
-#else
-    return {low};
-#endif
-  }
-#endif
-
-  int64_t places_ = 0;
+  int64_t places_ = 0, channels_ = 0;
   bool few_ = true;  // channels: those of several pixels stay in L1
   Way way_ = Way::gathers;
-  int32_t* index_ = nullptr;   // of the channel, or of its lane
+  int32_t* index_ = nullptr;   // of the channel, of its lane, or where it is turned
   uint32_t* taken_ = nullptr;  // bits of the places that a channel belongs to
   int32_t* step_counts_ = nullptr;
   Step* steps_ = nullptr;

@@ -180,7 +180,8 @@ class PixelSource {
         ChannelOrder<Operand>* order = orders_ = shared.take<ChannelOrder<Operand>>(split ? groups_ : 1);
         for_each_list(split, [&](int64_t first, int64_t reads) {
           *order = {};
-          order++->open(shared, order_ + first, reads, image_.channels);
+          order->open(shared, order_ + first, reads, image_.channels);
+          turns_ = order++->wants_turned() || turns_;
         });
       }
     }
@@ -291,22 +292,17 @@ class PixelSource {
       const int64_t first = exists ? smaller(cols, larger(-left, int64_t{0})) : cols;
       const int64_t last = exists ? larger(first, smaller(cols, image_.width - left)) : cols;
       const Stored* from = exists ? image_.at(n, 0, y, left + first) : nullptr;
-      const auto stage = [&](int64_t list, int64_t first_read, int64_t reads, Operand* to, int64_t pixel) {
+      if (first < last) order_run(from, last - first, row * cols_ + first, scratch);
+      for_each_staged(scratch, [&](int64_t, int64_t first_read, int64_t reads, Operand* to, int64_t pixel) {
+        to += row * cols_ * pixel;
         clear(to, first * pixel);
-        if (first < last && !splits_pairs())
-          stage_run(from, last - first, list, first_read, reads, to + first * pixel, pixel);
+        if (!splits_pairs()) {
+          stage_run(from, last - first, first_read, reads, to + first * pixel, pixel);
+        }
         clear(to + last * pixel, (cols - last) * pixel);
-      };
-      if (!planes_) {
-        stage(0, 0, staged_, scratch + row * row_, pixel_);
-        continue;
-      }
-      for (int64_t g = 0; g < groups_; ++g) {
-        const PixelPlane& plane = planes_[g];
-        stage(g, plane.first_read, plane.reads, scratch + plane.start + row * cols_ * plane.reads,
-              plane.reads);
-      }
+      });
       if constexpr (per_read == 2) {
+        if (!splits_pairs()) continue;
         for (int64_t col = first; col < last; ++col, from += image_.stride_w) {
           split_pairs(from, row * cols_ + col, scratch);
         }
@@ -330,6 +326,16 @@ class PixelSource {
     }
   }
 
+  // body(index of a list, its first read, how many, where its first pixel is staged, from pixel to pixel)
+  template <class Body>
+  GROUPCONV_INLINE void for_each_staged(Operand* scratch, const Body& body) const {
+    if (!planes_) return body(int64_t{0}, int64_t{0}, staged_, scratch, pixel_);
+    for (int64_t g = 0; g < groups_; ++g) {
+      const PixelPlane& plane = planes_[g];
+      body(g, plane.first_read, plane.reads, scratch + plane.start, plane.reads);
+    }
+  }
+
   // body(first, how many) of the reads that are staged together.
   template <class Body>
   void for_each_list(bool split, const Body& body) const {
@@ -342,11 +348,28 @@ class PixelSource {
     }
   }
 
-  // While pixels are copied memory brings what is copied later: behind them, or, where each group passes over a
-  // row, a share of the next row.
-  int64_t fetched(int64_t first) const {
-    if (planes_) return image_.stride_h + first;
-    return larger(fetched_ahead, ChannelOrder<Operand>::pixels_at_once * image_.stride_w);
+  // Neighbouring pixels as they are ordered, where they are: the staged ones from index `pixel` on. All lists take a few
+  // pixels before the next, so that these stay in L1, and memory brings what is read behind them.
+  void order_run([[maybe_unused]] const Stored* from, [[maybe_unused]] int64_t pixels,
+                 [[maybe_unused]] int64_t pixel, [[maybe_unused]] Operand* scratch) const {
+    if constexpr (reads_stored && per_read == 1) {
+      if (!gathers()) return;
+      using Order = ChannelOrder<Operand>;
+      const int64_t ahead = larger(fetched_ahead, Order::pixels_at_once * image_.stride_w);
+      Order::for_few(from, image_.stride_w, pixels, image_.channels, turns_,
+                     [&](int64_t done, const auto& few) GROUPCONV_INLINE_LAMBDA {
+                       for_each_staged(
+                           scratch, [&](int64_t list, int64_t first, int64_t, Operand* to, int64_t distance) {
+                             to += (pixel + done) * distance;
+                             const Stored* next = few.first + ahead + first;
+                             orders_[list].fill(few, [&](int64_t p, const auto& places,
+                                                         Vec<Operand> x) GROUPCONV_INLINE_LAMBDA {
+                               __builtin_prefetch(next + p * few.stride + places.first, 0, into_l2);
+                               places.store(x, to + p * distance);
+                             });
+                           });
+                     });
+    }
   }
 
   // Of a row's ends a few numbers: in line.
@@ -356,20 +379,12 @@ class PixelSource {
         count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA { nothing.store(to + i, mask); });
   }
 
-  // Neighbouring pixels, `distance` apart where they go: `count` reads of them from `first` on, which are those of
-  // list `list`, or channels where pixels are staged as they lie.
-  void stage_run(const Stored* from, int64_t pixels, [[maybe_unused]] int64_t list, int64_t first,
-                 int64_t count, Operand* to, int64_t distance) const {
+  // Neighbouring pixels, `distance` apart where they go: `count` reads of them from `first` on, or channels where pixels
+  // are staged as they lie.
+  void stage_run(const Stored* from, int64_t pixels, int64_t first, int64_t count, Operand* to,
+                 int64_t distance) const {
     if constexpr (reads_stored && per_read == 1) {
-      if (gathers()) {
-        const int64_t ahead = fetched(first);
-        orders_[list].run(from, image_.stride_w, pixels,
-                          [&](int64_t p, const auto& places, Vec<Operand> x) GROUPCONV_INLINE_LAMBDA {
-                            __builtin_prefetch(from + p * image_.stride_w + ahead + places.first, 0, into_l2);
-                            places.store(x, to + p * distance);
-                          });
-        if (!prologue_) return;
-      }
+      if (gathers() && !prologue_) return;  // they are there
     }
     for (int64_t p = 0; p < pixels; ++p, from += image_.stride_w, to += distance) {
       stage_pixel(from, first, count, to);
@@ -383,7 +398,10 @@ class PixelSource {
     } else if constexpr (reads_stored) {
       if (gathers()) return prepare_pixel(prologue, to, to, count);  // they are there
       if (prologue_) return prepare_pixel(prologue, from + first, to, count);
-      const int64_t ahead = fetched(first);
+      // Memory brings what is copied later: behind it, or, where each group passes over a row, a share of the next row.
+      const int64_t ahead =
+          planes_ ? image_.stride_h + first
+                  : larger(fetched_ahead, ChannelOrder<Operand>::pixels_at_once * image_.stride_w);
       for_each_vector<Operand>(count, [&](int64_t i, auto mask) GROUPCONV_INLINE_LAMBDA {
         __builtin_prefetch(from + ahead + i, 0, into_l2);
         Vec<Operand>::load(from + first + i, mask).store(to + i, mask);
@@ -413,6 +431,7 @@ class PixelSource {
   int64_t pixel_, row_ = 0, cols_ = 0;  // from pixel to pixel and row to row; pixels in a staged row
   int32_t* order_ = nullptr;
   ChannelOrder<Operand>* orders_ = nullptr;  // of each list
+  bool turns_ = false;                       // one of them wants pixels turned
   Reorder<Stored> reorder_;
   PixelPlane shared_{};                 // where all groups share one
   const PixelPlane* planes_ = nullptr;  // or null

@@ -7,7 +7,9 @@ from the same random state, and every Hypothesis example replays with its own.
 
 import ctypes
 import os
+import random
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -23,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from cuda_on_cpu import build as builder
+from pairs import cover
 
 # Without a GPU the Triton kernels run in Triton's interpreter; Triton looks when they are loaded.
 if not torch.cuda.is_available():
@@ -58,6 +61,14 @@ hypothesis.settings.load_profile(
 os.environ.setdefault("GROUPCONV_SEED", str(time.time_ns() % 2**31))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pairs",
+        action="store_true",
+        help="of each test so many cases that every two arguments meet, others with each seed",
+    )
+
+
 def pytest_report_header() -> str:
     return f"random tests replay with GROUPCONV_SEED={os.environ['GROUPCONV_SEED']}"
 
@@ -81,17 +92,36 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def arguments(item: pytest.Item) -> dict[str, Any]:
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+def is_again(item: pytest.Item) -> bool:
     """Sets without kernels of their own for float32 and float64 are not tested with those."""
+    dtype = arguments(item).get("dtype", torch.bfloat16)
+    return arguments(item).get("isa") in ("avx512_bf16", "avx512_amx") and dtype != torch.bfloat16
 
-    def is_again(item: pytest.Item) -> bool:
-        arguments = getattr(getattr(item, "callspec", None), "params", {})
-        dtype = arguments.get("dtype", torch.bfloat16)
-        return arguments.get("isa") in ("avx512_bf16", "avx512_amx") and dtype != torch.bfloat16
 
-    again = [item for item in items if is_again(item)]
-    config.hook.pytest_deselected(items=again)
-    items[:] = [item for item in items if not is_again(item)]
+def pairs_of(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of each test the cases in which every two arguments meet."""
+    tests = defaultdict(dict)
+    for item in items:
+        # Told apart as the objects that they are: pytest hands the same ones to all cases.
+        told_apart = {name: id(value) for name, value in arguments(item).items()}
+        tests[item.nodeid.partition("[")[0]][item] = told_apart
+    chosen = {item for item in items if not arguments(item)}
+    for name, cases in tests.items():
+        chosen |= cover(cases, random.Random(f"{os.environ['GROUPCONV_SEED']} {name}"))
+    return chosen
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = [item for item in items if not is_again(item)]
+    if config.getoption("pairs"):
+        pairs = pairs_of(kept)
+        kept = [item for item in kept if item in pairs]
+    config.hook.pytest_deselected(items=[*set(items).difference(kept)])
+    items[:] = kept
 
 
 @pytest.fixture(autouse=True)

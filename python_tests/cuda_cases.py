@@ -12,6 +12,7 @@ from groupconv_ext.window import POINTWISE, Window
 
 CUDA_ON_CPU = [
     pytest.mark.native,
+    pytest.mark.cuda_on_cpu,
     pytest.mark.skipif(
         builder.COMPILER is None or not builder.CSRC.is_dir(),
         reason="needs g++ and the native sources",

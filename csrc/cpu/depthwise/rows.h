@@ -4,7 +4,8 @@
 // Down a column of the window, each loaded source vector serves all the rows that it belongs to.
 //   registers  8 sums, up to 7 weights, 1 source
 //   loads      3×3: 36 sources and 9 weights for 72 multiply-adds; the same image row at three offsets
-// A window of 3×3 with stride 1 goes down strips instead (depthwise/strips.h).
+// A window of 3×3 with stride 1 goes down strips instead (depthwise/strips.h), with AVX-512 one with stride 2 too
+// (depthwise/strided_strips.h).
 //
 // The padding is no memory: columns outside the image are masked out of the loads, rows outside it are one
 // row of zeros. Channels are rows by pointer, so permutations and multipliers cost nothing. Behind a prologue
@@ -13,6 +14,7 @@
 
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/depthwise/prologue.h"
+#include "cpu/depthwise/strided_strips.h"
 #include "cpu/depthwise/strips.h"
 
 namespace groupconv::cpu {
@@ -35,12 +37,20 @@ class DepthwiseRows {
         prepared_(p_.source, p_.prologue, sweep_, grid_),
         range_(clamp_range<T>(p_.activation)) {
     plain_ = !p_.residual.data && p_.activation == Activation::none && sweep_.dest_step_w == 1;
-    strips_ = goes_down_strips(sweep_);
+    strips_ = goes_down(sweep_);
   }
 
   static bool suits(const ConvolveProblem<Stored>& p) {
     return is_rows(p.source) && !p.dest.channels_last() && p.dest.stride_w == 1 && is_clamp(p.activation) &&
            p.sweep->source_step_w <= 2;
+  }
+
+  // Whether a map goes down strips, of any size without a copy and with little to set up.
+  static bool goes_down(const Sweep& sweep) {
+#if defined(__AVX512F__)
+    if (goes_down_strided_strips(sweep)) return true;
+#endif
+    return goes_down_strips(sweep);
   }
 
   void run() const {
@@ -79,7 +89,8 @@ class DepthwiseRows {
       if (!of.strips_) return;
       const ConvolveProblem<Stored>& p = of.p_;
       halves_ = of.sweep_.cols <= half_lanes<T>;
-      at_once_ = halves_ ? 2 * strips_at_once : strips_at_once;
+      const int64_t strips = of.sweep_.source_step_w == 1 ? strips_at_once : 1;
+      at_once_ = halves_ ? 2 * strips : strips;
       for (int64_t t = 0; t < 9; ++t) taps_[t] = of.grid_.weight(t / 3, t % 3);
       job_.height = p.source.height;
       job_.dest_stride = of.sweep_.dest_step_h * p.dest.stride_h;
@@ -96,8 +107,8 @@ class DepthwiseRows {
       const int64_t x = of_.sweep_.dest_origin_w;
       dest_ = p.dest.at(n_, 0, y, x);
       residual_ = p.residual.data ? p.residual.at(n_, 0, y, x) : nullptr;
-      job_.first_row = band.first_row + of_.grid_.row(0);
-      job_.end_row = band.end_row + of_.grid_.row(2);
+      job_.first_row = band.first_row * of_.sweep_.source_step_h + of_.grid_.row(0);
+      job_.end_row = (band.end_row - 1) * of_.sweep_.source_step_h + of_.grid_.row(2) + 1;
       job_.source_stride = band.stride_h;
       begin_ = job_.first_row * band.stride_h + of_.grid_.col(0);
     }
@@ -117,11 +128,11 @@ class DepthwiseRows {
       job_.inside = inside_;
       for (int64_t col = 0; count_ > 0; job_.inside += 3) {
         job_.stored = smaller<int64_t>(lanes, of_.sweep_.cols - col);
-        run_strips(job_, waiting_, count_, halves_);
+        run_waiting();
         col += lanes;
         if (col >= of_.sweep_.cols) count_ = 0;
         for (int64_t i = 0; i < count_; ++i) {
-          waiting_[i].source += lanes;
+          waiting_[i].source += lanes * of_.sweep_.source_step_w;
           waiting_[i].dest += lanes;
           if (residual_) waiting_[i].residual += lanes;
         }
@@ -129,6 +140,13 @@ class DepthwiseRows {
     }
 
    private:
+    void run_waiting() {
+#if defined(__AVX512F__)
+      if (of_.sweep_.source_step_w == 2) return run_strided_strip(job_, waiting_, count_, halves_);
+#endif
+      run_strips(job_, waiting_, count_, halves_);
+    }
+
     const DepthwiseRows& of_;
     int64_t dest_stride_, n_;
     const uint32_t* inside_;
@@ -375,7 +393,7 @@ class DepthwiseRows {
   PreparedPlane<Stored> prepared_;
   ClampRange<T> range_;
   bool plain_;   // sums are stored as they are
-  bool strips_;  // 3×3 with stride 1
+  bool strips_;  // 3×3 with stride 1, or 2
 };
 
 }  // namespace

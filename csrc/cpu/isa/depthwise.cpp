@@ -32,8 +32,7 @@ bool Kernels<Stored>::depthwise(const ConvolveProblem<Stored>& problem) {
     }
     if constexpr (has_all<Stored>) {
       const bool in_rows = DepthwiseRows<Stored>::suits(problem);
-      // Down strips a map of any size is computed without a copy, and with little to set up.
-      const bool in_strips = in_rows && goes_down_strips(*problem.sweep);
+      const bool in_strips = in_rows && DepthwiseRows<Stored>::goes_down(*problem.sweep);
       if (!in_strips && DepthwiseSmallMaps<Stored>::suits(problem, shape)) {
         DepthwiseSmallMaps<Stored>(problem).run();
         return true;

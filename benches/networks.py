@@ -5,7 +5,7 @@ another form, so that a slow moment falls on all of them. Forward (evaluation, N
 
     ours              the network as it trains, its learned layers still learning
     ours, converted   groups fixed, weights packed
-    ours, folded      normalisations folded into the convolutions as well
+    ours, folded      dense layers taken over, normalisations folded into the convolutions
     ours, compiled    folded, through torch.compile with freezing            (--compile)
     ours, packaged    folded, exported and compiled ahead, no Python within  (--package)
     plain             index_select and grouped convolutions, the same function
@@ -140,7 +140,7 @@ def forward_forms(network: Network, device: str, compiles: bool) -> dict[str, nn
     forms = {
         "ours": ours,
         "ours, converted": converted,
-        "ours, folded": gc.nn.fold(copy.deepcopy(converted)),
+        "ours, folded": gc.nn.fold(gc.nn.take_over(copy.deepcopy(converted))),
         "plain": plain(converted),
         "plain, folded": fold_plain(plain(converted)),
         "unpermuted": plain(converted, permuted=False),

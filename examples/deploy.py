@@ -15,7 +15,7 @@ torch.manual_seed(0)
 path = sys.argv[1] if len(sys.argv) > 1 else "network.pt2"
 
 network = gc.models.create("flgc_mobilenet_v2", groups=4, width=0.25, classes=10).eval()
-deployed = gc.nn.fold(gc.nn.convert(network))
+deployed = gc.nn.fold(gc.nn.take_over(gc.nn.convert(network)))
 
 images = torch.ones(1, 3, 64, 64)
 with torch.no_grad():

@@ -19,6 +19,7 @@ from .quantized import QuantizedPartitionedConv2d, quantize
 from .replace import replace
 from .separable import DepthwiseSeparableConv2d, XceptionConv2d
 from .shuffle import ShuffledConv2d
+from .take_over import Linear, take_over
 from .two_level import TwoLevelConv2d
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "IGCV2Conv2d",
     "IGCV3Block",
     "InterleavedConv2d",
+    "Linear",
     "PartitionedConv1d",
     "PartitionedConv2d",
     "QuantizedPartitionedConv2d",
@@ -48,4 +50,5 @@ __all__ = [
     "quantize",
     "replace",
     "structure",
+    "take_over",
 ]

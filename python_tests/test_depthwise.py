@@ -152,6 +152,31 @@ def test_one_pixel_reaches_its_window_and_no_further(
             assert torch.equal(weight_grad.isfinite(), ~met)
 
 
+@each_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_steps_of_two_beside_any_padding(isa: str, padding: int, dtype: torch.dtype) -> None:
+    partition = Partition.random(7, 7, 7, seed=2)
+    with forced_isa(isa):
+        for width in (5, 14, 15, 16, 17, 31, 33, 34, 35, 66):
+            geometry = Geometry((6, width), (3, 3), (2, 2), (padding,) * 4)
+            x, weight, bias = tensors(partition, geometry, 2, dtype)
+            residual = torch.randn_like(
+                reference.conv2d(x, weight, bias, partition, *geometry.window)
+            )
+            check_convolution(partition, geometry, x, weight, bias, residual, "relu")
+            # A pixel reaches its windows and no further.
+            for col in {0, 1, width // 2, width - 2, width - 1}:
+                marked = x.clone()
+                marked[0, 3, 2, col] = torch.nan
+                places = (2, 2, *(padding,) * 4, 1, 1)
+                table = partition.table("cpu")
+                y = torch.ops.groupconv.conv2d(marked, weight, bias, None, table, 7, *places, 0)
+                wide = marked.float(), weight.float(), bias.float()
+                expected = reference.conv2d(*wide, partition, *geometry.window)
+                assert torch.equal(y.isnan(), expected.isnan())
+
+
 @each_layout
 @each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

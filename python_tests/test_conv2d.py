@@ -206,6 +206,11 @@ EDGES: dict[str, tuple[Partition, Geometry, int]] = {
         Geometry((40, 35), (17, 16), (17, 16)),
         1,
     ),
+    "a window whose middle tap alone meets the image": (
+        Partition.random(64, 32, 4, seed=0),
+        Geometry((14, 14), (3, 3), padding=(18, 18, 18, 18), dilation=(18, 18)),
+        2,
+    ),
     "copied tiles": (Partition.random(139, 150, 1, seed=0), Geometry((14, 14)), 2),
     "copied tiles, two groups": (Partition.random(270, 262, 2, seed=0), Geometry((7, 7)), 2),
     "copied tiles, masked": (Partition.random(133, 129, 1, seed=0), Geometry((7, 10)), 1),

@@ -46,10 +46,12 @@ struct Sweep {
   Sweep(Sweep&&) = default;
   ~Sweep();  // not inline: the files of the instruction sets, which have sweeps too, must not emit it
 
-  // Destination pixel (r, c) reads source pixel (r, c) and nothing else.
+  // Destination pixel (r, c) reads source pixel (r, c) and nothing else, through the first weight of its window: a
+  // larger window, whose other taps meet no image, may have another.
   bool pointwise() const {
-    return taps.size() == 1 && source_step_h == 1 && source_step_w == 1 && first_row == 0 && first_col == 0 &&
-           dest_step_h == 1 && dest_step_w == 1 && dest_origin_h == 0 && dest_origin_w == 0;
+    return taps.size() == 1 && taps[0].weight == 0 && source_step_h == 1 && source_step_w == 1 &&
+           first_row == 0 && first_col == 0 && dest_step_h == 1 && dest_step_w == 1 && dest_origin_h == 0 &&
+           dest_origin_w == 0;
   }
   // A pointwise sweep does not care where the rows of an image end.
   void make_one_row() {

@@ -17,11 +17,11 @@ function in front of it that skips the Function where no gradient is asked for.
 
 from __future__ import annotations
 
-import inspect
-from collections import OrderedDict
 from typing import Any, TypeAlias
 
 import torch
+from torch._C._functorch import unwrap_if_dead
+from torch.compiler import is_compiling
 
 from ._layout import is_channels_last
 from .operations import ACTIVATIONS, NATIVE_OPERATIONS, Operations
@@ -31,10 +31,10 @@ from .window import Window
 __all__ = [
     "ACTIVATIONS",
     "FUSED_IN_TRAINING",
+    "apply",
     "before_activation",
     "convolve",
     "input_grad",
-    "quick_to_apply",
     "wants_grad",
     "weight_grad",
 ]
@@ -58,8 +58,8 @@ def convolve(
     """``activation(conv(x) + bias + residual)`` with a packed weight ``[entries, kh, kw]``."""
     if not wants_grad(x, weight, bias, residual):
         return operations.conv2d(x, weight, bias, residual, partition, window, activation)
-    y: torch.Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, residual, partition, window, activation, operations
+    y: torch.Tensor = apply(
+        _Convolution, x, weight, bias, residual, partition, window, activation, operations
     )
     return y
 
@@ -76,8 +76,8 @@ def input_grad(
     """∂L/∂x for x of height and width ``size``, from ∂L/∂y of the bare convolution."""
     if not wants_grad(grad, weight):
         return operations.input_grad(grad, weight, partition, window, size, channels_last)
-    y: torch.Tensor = _InputGrad.apply(  # type: ignore[no-untyped-call]
-        grad, weight, partition, window, size, channels_last, operations
+    y: torch.Tensor = apply(
+        _InputGrad, grad, weight, partition, window, size, channels_last, operations
     )
     return y
 
@@ -93,9 +93,7 @@ def weight_grad(
     """∂L/∂weight, packed, from ∂L/∂y of the bare convolution."""
     if not wants_grad(grad, x):
         return operations.weight_grad(grad, x, partition, window, kernel)
-    y: torch.Tensor = _WeightGrad.apply(  # type: ignore[no-untyped-call]
-        grad, x, partition, window, kernel, operations
-    )
+    y: torch.Tensor = apply(_WeightGrad, grad, x, partition, window, kernel, operations)
     return y
 
 
@@ -119,47 +117,18 @@ def wants_grad(*tensors: torch.Tensor | None) -> bool:
     return False
 
 
-def quick_to_apply(
-    function: type[torch.autograd.Function],
-) -> type[torch.autograd.Function]:
-    """Spare every call half: ``apply`` asks for the signature of ``forward`` and binds to it."""
-    forward: Any = function.forward
-    signature = inspect.signature(forward)
-    forward.__signature__ = _QuickSignature(
-        list(signature.parameters.values()), return_annotation=signature.return_annotation
-    )
-    return function
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)``, without what that does for arguments that are not given.
+
+    It asks for the signature of ``forward`` and binds to it, which takes longer than all the rest.
+    """
+    if is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)  # type: ignore[no-untyped-call]
+    # What outlived a transform is a tensor like any other again.
+    given = (unwrap_if_dead(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
+    return super(torch.autograd.Function, function).apply(*given)  # type: ignore[misc]
 
 
-class _QuickSignature(inspect.Signature):
-    """Binds a call that gives every argument by its position to what it gives."""
-
-    def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
-        if kwargs or len(args) != len(self.parameters):
-            return super().bind(*args, **kwargs)
-        return _AllGiven(self, args)
-
-
-class _AllGiven(inspect.BoundArguments):
-    """The arguments of such a call."""
-
-    def __init__(self, signature: inspect.Signature, args: tuple[Any, ...]) -> None:
-        super().__init__(signature, OrderedDict(zip(signature.parameters, args, strict=True)))
-        self._args = args
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        return self._args
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        return {}
-
-    def apply_defaults(self) -> None:
-        """Nothing is missing."""
-
-
-@quick_to_apply
 class _Convolution(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -210,7 +179,6 @@ class _Convolution(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, grad if need_residual else None, *(None,) * 4
 
 
-@quick_to_apply
 class _InputGrad(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -246,7 +214,6 @@ class _InputGrad(torch.autograd.Function):
         return by_grad, by_weight, *(None,) * 5
 
 
-@quick_to_apply
 class _WeightGrad(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -24,10 +24,10 @@ from ._layout import is_channels_last
 from .autograd import (
     ACTIVATIONS,
     FUSED_IN_TRAINING,
+    apply,
     before_activation,
     convolve,
     input_grad,
-    quick_to_apply,
     wants_grad,
     weight_grad,
 )
@@ -110,9 +110,7 @@ def chain(
     if not needs_grad:
         return operations.run(x, packed, bias, partitions, name)
     fused = name if name in FUSED_IN_TRAINING else "none"
-    y: torch.Tensor = _Chain.apply(  # type: ignore[no-untyped-call]
-        x, bias, tuple(partitions), fused, operations, *packed
-    )
+    y: torch.Tensor = apply(_Chain, x, bias, tuple(partitions), fused, operations, *packed)
     return y if fused == name else activations[name](y)
 
 
@@ -230,7 +228,6 @@ def _in_one_pass(
     return _NATIVE_CHAIN if native else None
 
 
-@quick_to_apply
 class _Chain(torch.autograd.Function):
     generate_vmap_rule = True
 

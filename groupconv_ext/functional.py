@@ -65,14 +65,14 @@ def conv2d(
         groupconv_ext.backends.BackendError: A backend asked for by name that cannot run.
     """
     kind: tuple[Hashable, ...] | None = None
-    inference = prologue is None and not is_grad_enabled() and not is_compiling()
-    if inference and (
+    plain = prologue is None and not is_compiling()
+    if plain and (
         type(stride) is type(padding) is type(dilation) is int  # the usual case costs little
         or (is_plain(stride) and is_plain(padding) and is_plain(dilation))
     ):
         try:
             # All that the checks below look at and the operation does not: where that was found
-            # right before, the operation is all that is left to do.
+            # right before, the operation, or its Function, is all that is left to do.
             kind = (
                 weight.shape,
                 x.dtype,
@@ -87,9 +87,13 @@ def conv2d(
                 is_autocast_enabled("cpu"),
                 choice.measured_devices,
             )
-            rest = partition.settled_calls.get(kind)
-            if rest is not None:
-                return bare_conv2d(x, weight, bias, residual, *rest)
+            earlier = partition.settled_calls.get(kind)
+            if earlier is not None:
+                settings, numbers = earlier
+                if not wants_grad(x, weight, bias, residual):
+                    return bare_conv2d(x, weight, bias, residual, *numbers)
+                packed = weight if weight.dim() == 3 else weight.flatten(0, 1)
+                return NATIVE.convolve(x, packed, bias, residual, *settings)
         except (AttributeError, RuntimeError, TypeError):
             kind = None  # What is wrong is found again, and said in the same words as everywhere.
     _check_tensors(x, weight, bias, residual)
@@ -142,7 +146,8 @@ def conv2d(
         if not is_compiling():
             _choices[backend, call] = chosen
     if kind is not None and chosen is NATIVE and device == "cpu" and not in_forward_mode:
-        partition.settled_calls.add(kind, settled(partition, window, activation))
+        settings = partition, window, activation
+        partition.settled_calls.add(kind, (settings, settled(*settings)))
     if chosen.checks_operands and not is_compiling():
         # Looking at every operand from Python takes as long as a small convolution, so only a call
         # that was refused is looked at again: to say why in the same words as everywhere.

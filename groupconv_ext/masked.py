@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _ops
 from ._layout import is_channels_last
-from .autograd import Grad, quick_to_apply
+from .autograd import Grad, apply
 from .operations import NATIVE_LABELLED, LabelledOperations
 from .partition import Partition
 from .window import Window
@@ -39,11 +39,10 @@ def pack(
 ) -> torch.Tensor:
     """:meth:`Partition.pack` in one native pass; ``dtype`` may be bfloat16 for a float32 weight."""
     narrow = dtype is not None and dtype != dense.dtype
-    packed: torch.Tensor = _Pack.apply(dense, partition, narrow)  # type: ignore[no-untyped-call]
+    packed: torch.Tensor = apply(_Pack, dense, partition, narrow)
     return packed
 
 
-@quick_to_apply
 class _Pack(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -57,11 +56,10 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
-        unpacked: torch.Tensor = _Unpack.apply(grad, ctx.partition, ctx.narrow)  # type: ignore[no-untyped-call]
+        unpacked: torch.Tensor = apply(_Unpack, grad, ctx.partition, ctx.narrow)
         return unpacked, None, None
 
 
-@quick_to_apply
 class _Unpack(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -76,7 +74,7 @@ class _Unpack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Grad, ...]:
-        packed: torch.Tensor = _Pack.apply(grad, ctx.partition, ctx.widen)  # type: ignore[no-untyped-call]
+        packed: torch.Tensor = apply(_Pack, grad, ctx.partition, ctx.widen)
         return packed, None, None
 
 
@@ -95,13 +93,10 @@ def labelled_weight(
 ) -> torch.Tensor:
     """``W ⊙ (T Sᵀ)`` from labels, dense."""
     tensors = (weight, input_logits, output_logits, in_labels, out_labels)
-    product: torch.Tensor = _LabelledWeight.apply(  # type: ignore[no-untyped-call]
-        *tensors, winner, masked, operations
-    )
+    product: torch.Tensor = apply(_LabelledWeight, *tensors, winner, masked, operations)
     return product
 
 
-@quick_to_apply
 class _LabelledWeight(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -190,7 +185,8 @@ def flgc_convolve(
     Without ``learn`` the logits get no gradient and the weight one for its selected blocks only.
     """
     _ops.follow_tf32(x)
-    y: torch.Tensor = _FlgcConvolution.apply(  # type: ignore[no-untyped-call]
+    y: torch.Tensor = apply(
+        _FlgcConvolution,
         x,
         weight,
         bias,
@@ -207,7 +203,6 @@ def flgc_convolve(
     return y
 
 
-@quick_to_apply
 class _FlgcConvolution(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -298,13 +293,12 @@ def mask_kronecker(
     operations: LabelledOperations = NATIVE_LABELLED,
 ) -> torch.Tensor:
     """``W ⊙ U`` from the labels of the gates, dense."""
-    product: torch.Tensor = _KroneckerWeight.apply(  # type: ignore[no-untyped-call]
-        weight, gates, in_labels, out_labels, operations
+    product: torch.Tensor = apply(
+        _KroneckerWeight, weight, gates, in_labels, out_labels, operations
     )
     return product
 
 
-@quick_to_apply
 class _KroneckerWeight(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -344,13 +338,21 @@ def dgconv_convolve(
 ) -> torch.Tensor:
     """Convolve in the groups of the gates; ``weight`` is dense, and may be wider than ``x``."""
     _ops.follow_tf32(x)
-    y: torch.Tensor = _DgconvConvolution.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, gates, in_labels, out_labels, groups, window, operations
+    y: torch.Tensor = apply(
+        _DgconvConvolution,
+        x,
+        weight,
+        bias,
+        gates,
+        in_labels,
+        out_labels,
+        groups,
+        window,
+        operations,
     )
     return y
 
 
-@quick_to_apply
 class _DgconvConvolution(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -187,10 +187,11 @@ class NativeOperations:
         wanted: tuple[bool, bool, bool],
     ) -> Grads | None:
         """See :class:`Operations`."""
-        table = partition.table(x.device)
+        table = partition.cpu_table if x.is_cpu else partition.table(x.device)
         code = ACTIVATIONS.index(activation)
-        made = _ops.conv2d_backward(grad, output, x, weight, table, *window, code, *wanted)
-        return tuple(g if want else None for g, want in zip(made, wanted, strict=True))
+        dx, dw, db = _ops.conv2d_backward(grad, output, x, weight, table, *window, code, *wanted)
+        need_x, need_weight, need_bias = wanted
+        return dx if need_x else None, dw if need_weight else None, db if need_bias else None
 
     def prologue_input_grad(
         self,

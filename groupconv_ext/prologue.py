@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import reference
 from ._layout import compute_dtype, is_channels_last
-from .autograd import before_activation, input_grad, quick_to_apply, wants_grad, weight_grad
+from .autograd import apply, before_activation, input_grad, wants_grad, weight_grad
 from .operations import NATIVE_OPERATIONS, Before, Operations
 from .partition import Partition
 from .window import Window
@@ -98,8 +98,9 @@ def convolve_after(
     if not wants_grad(x, weight, bias, residual, scale, shift):
         operands = (x, weight, bias, residual, partition, window, activation)
         return operations.conv2d(*operands, (scale, shift, relu))
-    y: torch.Tensor = _PrologueConvolution.apply(  # type: ignore[no-untyped-call]
-        *(x, weight, bias, residual, scale, shift, relu, partition, window, activation, operations)
+    y: torch.Tensor = apply(
+        _PrologueConvolution,
+        *(x, weight, bias, residual, scale, shift, relu, partition, window, activation, operations),
     )
     return y
 
@@ -107,7 +108,6 @@ def convolve_after(
 Grad: TypeAlias = torch.Tensor | None
 
 
-@quick_to_apply
 class _PrologueConvolution(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ._layout import is_channels_last
-from .autograd import convolve, input_grad, quick_to_apply, wants_grad, weight_grad
+from .autograd import apply, convolve, input_grad, wants_grad, weight_grad
 from .backends import Call, choose, device_name
 from .backends.choice import best_way
 from .backends.measure import measure_calls
@@ -156,8 +156,8 @@ def _at_once(
     stages = (partitions.within, partitions.restrict)
     if not wants_grad(*tensors):
         return operations.two_level(*tensors, *stages, window)[0]
-    y: torch.Tensor = _TwoLevel.apply(  # type: ignore[no-untyped-call]
-        *tensors, *stages, partitions.spread, partitions.together, window, operations
+    y: torch.Tensor = apply(
+        _TwoLevel, *tensors, *stages, partitions.spread, partitions.together, window, operations
     )[0]
     return y
 
@@ -221,7 +221,6 @@ def _fastest(
 _ONE_BY_ONE = "one by one"
 
 
-@quick_to_apply
 class _TwoLevel(torch.autograd.Function):
     """y and z; z for the backward pass, which differentiates the three convolutions."""
 

@@ -4,7 +4,6 @@ What they are in every dtype, on every instruction set, is checked beside the fo
 test_conv2d.py; here is what autograd makes of them.
 """
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import groupconv_ext as gc
 from groupconv_ext import Partition
-from groupconv_ext.autograd import ACTIVATIONS, quick_to_apply
+from groupconv_ext.autograd import ACTIVATIONS, apply
 
 pytestmark = needs_native
 
@@ -253,32 +252,42 @@ def test_no_graph_where_gradients_are_off() -> None:
     assert calls.names == ["conv2d"], "the activation is part of it"
 
 
-def test_a_quick_signature_binds_as_any_other() -> None:
-    class Sum(torch.autograd.Function):
+def test_applying_is_what_torch_does() -> None:
+    class Scaled(torch.autograd.Function):
+        generate_vmap_rule = True
+
         @staticmethod
-        def forward(a: torch.Tensor, b: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
-            return a + b * scale
+        def forward(a: torch.Tensor, scale: float) -> torch.Tensor:
+            return a * scale
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-            ctx.scale = inputs[2]
+            ctx.scale = inputs[1]
 
         @staticmethod
         def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-            return grad, grad * ctx.scale, None
+            return apply(Scaled, grad, ctx.scale), None
 
-    usual = inspect.signature(Sum.forward)
-    quick = inspect.signature(quick_to_apply(Sum).forward)
-    assert str(quick) == str(usual)
-    for args, kwargs in (((1, 2, 3), {}), ((1, 2), {}), ((1,), {"b": 2}), ((1, 2), {"scale": 3})):
-        actual, expected = quick.bind(*args, **kwargs), usual.bind(*args, **kwargs)
-        assert actual.arguments == expected.arguments
-        actual.apply_defaults()
-        expected.apply_defaults()
-        assert (actual.args, actual.kwargs) == (expected.args, expected.kwargs)
-    for args in ((1,), (1, 2, 3, 4)):
-        with pytest.raises(TypeError):
-            quick.bind(*args)
-    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    for y, scale in ((Sum.apply(a, b), 2.0), (Sum.apply(a, b, 3.0), 3.0)):
-        assert torch.autograd.grad(y.sum(), b)[0].tolist() == [scale, scale]
+    def scaled(a: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = apply(Scaled, a, 3.0)
+        return product
+
+    a = torch.ones(2, requires_grad=True)
+    y = scaled(a)
+    assert type(y.grad_fn).__name__ == "ScaledBackward"
+    (by_a,) = torch.autograd.grad(y.sum(), a)
+    assert by_a.tolist() == [3.0, 3.0]
+    assert torch.func.grad(lambda a: scaled(a).sum())(a).tolist() == [3.0, 3.0]
+    assert torch.func.vmap(scaled)(torch.ones(2, 2)).tolist() == [[3.0, 3.0]] * 2
+    # The function that vjp returns runs when its transform is over.
+    _, pull = torch.func.vjp(scaled, a)
+    assert pull(torch.ones(2))[0].tolist() == [3.0, 3.0]
+
+    leaked = []
+
+    def leaks(a: torch.Tensor) -> torch.Tensor:
+        leaked.append(a)
+        return scaled(a).sum()
+
+    torch.func.grad(leaks)(a)
+    assert scaled(leaked[0]).tolist() == [3.0, 3.0]

@@ -1,4 +1,4 @@
-"""A call like an earlier one, in inference, goes straight to the kernel: it must mean the same.
+"""A call like an earlier one goes straight to the operation: it must mean the same.
 
 What decides is everything that the checks of the long way look at, so a call that differs in any
 of it takes the long way again. And a weight is read anew by every call.
@@ -91,12 +91,40 @@ def test_what_equals_a_number_is_not_taken_for_it(stride: Any) -> None:
         gc.conv2d(x, weight, partition=EVEN, stride=stride)
 
 
-def test_gradients_after_a_settled_call() -> None:
-    x, weight, _ = operands()
-    gc.conv2d(x, weight, partition=EVEN)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_gradients_after_a_settled_call(
+    settings: dict[str, Any], packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight, bias = operands()
+    weight = weight.flatten(0, 1) if packed else weight
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    call = {"partition": EVEN} | settings
     with torch.enable_grad():
-        y = gc.conv2d(x, weight.requires_grad_(), partition=EVEN)
-    assert y.requires_grad
+        expected = gc.conv2d(*leaves, **(call | {"backend": "reference"}))
+        residual = torch.randn_like(expected, requires_grad=True)
+        expected = gc.conv2d(*leaves, residual=residual, **(call | {"backend": "reference"}))
+        leaves.append(residual)
+        by_expected = torch.autograd.grad(expected.square().sum(), leaves)
+        gc.conv2d(x, weight, bias, **call)
+        monkeypatch.setattr(functional, "_check_tensors", None)
+        y = gc.conv2d(x, weight, bias, residual=residual, **call)
+        for actual, wanted in zip(
+            torch.autograd.grad(y.square().sum(), leaves), by_expected, strict=True
+        ):
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y, expected)
+    assert not gc.conv2d(x, weight, bias, **call).requires_grad
+
+
+def test_what_is_wrong_while_training_is_said_in_the_same_words() -> None:
+    x, weight, bias = operands()
+    with torch.enable_grad():
+        gc.conv2d(x, weight.requires_grad_(), bias, partition=EVEN)
+        with pytest.raises(ValueError, match="x has 5 channels; expected 6"):
+            gc.conv2d(x[:, :5], weight, bias, partition=EVEN)
+        with pytest.raises(TypeError, match="residual is 1; expected a tensor or None"):
+            gc.conv2d(x, weight, bias, partition=EVEN, residual=1)
 
 
 def test_autocast_after_a_settled_call() -> None:

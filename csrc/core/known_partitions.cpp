@@ -8,8 +8,8 @@ namespace {
 
 using Known = std::shared_ptr<const PartitionView>;
 
-// What is kept is bounded: so many tables, none of them longer.
-constexpr int slot_bits = 6;
+// What is kept is bounded: so many tables, a few times those of a network (50 to 85), none of them longer.
+constexpr int slot_bits = 8;
 constexpr int64_t longest = 1 << 14;
 thread_local std::array<Known, size_t{1} << slot_bits> known;
 

@@ -9,7 +9,7 @@
 
 #include "cpu/products/multiply.h"
 #include "cpu/products/multiply_lanes.h"
-#include "cpu/staging/pixels.h"
+#include "cpu/staging/reach.h"
 #include "cpu/staging/sides.h"
 #include "cpu/staging/stage.h"
 #include "cpu/staging/weights.h"

@@ -34,6 +34,14 @@ PARTITIONS: dict[str, Partition] = {
 }
 """One small Partition of every kind, for parametrised tests."""
 
+MIXED = Partition(
+    19,
+    21,
+    [range(17), [3, 18, 9], [], [0, 16, 5, 2]],
+    [range(3, 21, 2), [1, 0], [2], range(4, 21, 2)],
+)
+"""Overlapping, ragged, with an unread channel, and enough channels for a block of a transpose."""
+
 CHAINS: dict[str, list[Partition]] = {
     "one stage": [PARTITIONS["permuted"]],
     "in place": [Partition.contiguous(12, 12, 4), Partition.interleaved(12, 12, 4)],

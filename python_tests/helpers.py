@@ -2,6 +2,9 @@
 
 import ctypes
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -411,3 +414,16 @@ def check_same_bits(
             assert torch.equal(call(x), alone)
     finally:
         torch.set_num_threads(threads)
+
+
+def run_alone(test: str, *arguments: str, **environment: str) -> str:
+    """What the file of a test prints when it is run as a program, in a process of its own.
+
+    The program sees what lies beside the test, and the package that this process sees.
+    """
+    environment = os.environ | {"PYTHONSAFEPATH": ""} | environment
+    run = subprocess.run(
+        [sys.executable, test, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout

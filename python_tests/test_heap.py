@@ -6,13 +6,11 @@ that is broken may break anything, much later; so this runs in a process of its 
 checks itself, and which has to end in good health.
 """
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from helpers import needs_native
+from helpers import needs_native, run_alone
 
 import groupconv_ext as gc
 
@@ -44,14 +42,8 @@ def check(backend: str) -> None:
 def test_strided_pointwise_weight_gradient_in_channels_last(backend: str) -> None:
     # glibc's own checks: abort on damage (3), and fill what is freed so that a late reader sees it.
     checks = {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
-    # The helpers lie beside this file, which a safe path would not see.
-    search = {"LD_PRELOAD": "libc_malloc_debug.so.0", "PYTHONSAFEPATH": ""}
-    environment = os.environ | search | checks
-    run = subprocess.run(
-        [sys.executable, __file__, backend], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout == "healthy\n"
+    found = run_alone(__file__, backend, LD_PRELOAD="libc_malloc_debug.so.0", **checks)
+    assert found == "healthy\n"
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ element read too far ends the process; which is therefore one of its own.
 import ctypes
 import itertools
 import mmap
-import os
 import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +24,7 @@ from helpers import (
     check_convolution,
     forced_isa,
     needs_native,
+    run_alone,
     tensors,
 )
 
@@ -216,12 +215,7 @@ def test_memory(check: str) -> None:
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if check == "huge pages" and (not setting.exists() or "[never]" in setting.read_text()):
         pytest.skip("this system has no transparent huge pages")
-    # The helpers lie beside this file, which a safe path would not see.
-    environment = os.environ | {"PYTHONSAFEPATH": ""}
-    run = subprocess.run(
-        [sys.executable, __file__, check], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_alone(__file__, check)
 
 
 if __name__ == "__main__":

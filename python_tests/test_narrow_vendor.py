@@ -5,13 +5,12 @@ a few pixels wide, and computes strided ones of bfloat16 from memory that is not
 would take the other tests along, so this runs in a process of its own.
 """
 
-import os
-import subprocess
 import sys
 from itertools import product
 
 import pytest
 import torch
+from helpers import run_alone
 
 import groupconv_ext as gc
 
@@ -49,12 +48,7 @@ def check(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_strided_and_dilated_windows(dtype: str) -> None:
-    environment = os.environ | {"PYTHONSAFEPATH": ""}
-    run = subprocess.run(
-        [sys.executable, __file__, dtype], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout == "sound\n"
+    assert run_alone(__file__, dtype) == "sound\n"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ISAS, LAYOUTS, forced_isa, needs_native
+from helpers import ISAS, LAYOUTS, forced_isa, needs_native, run_alone
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, Prologue, _ops
@@ -130,11 +130,7 @@ def test_scratch(threads: int, tmp_path: Path) -> None:
     library = tmp_path / "scratch_seen.so"
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC"]
     subprocess.run([str(COMPILER), *flags, SOURCE, "-o", library, "-ldl"], check=True)
-    environment = os.environ | {"PYTHONSAFEPATH": "", "LD_PRELOAD": str(library)}
-    run = subprocess.run(
-        [sys.executable, __file__, str(threads)], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_alone(__file__, str(threads), LD_PRELOAD=str(library))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,7 @@
 
 import copy
 import io
-import multiprocessing
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +24,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.library import opcheck
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
 import groupconv_ext as gc
 from groupconv_ext import Partition, backends
@@ -327,9 +321,6 @@ def test_copies_are_apart(duplicate: Callable[[Network], Network]) -> None:
     assert not torch.equal(network(x), expected)
 
 
-# ---- threads and processes ----------------------------------------------------------------------
-
-
 def test_several_python_threads_at_once() -> None:
     network = Network()
     inputs = [torch.randn(n % 3 + 1, 6, 20 + n, 30) for n in range(6)]
@@ -350,89 +341,3 @@ def test_several_python_threads_at_once() -> None:
     for worker in workers:
         worker.join()
     assert not wrong
-
-
-def large_call() -> Callable[[], torch.Tensor]:
-    """Large enough to be shared between threads."""
-    partition = Partition.random(64, 64, 4, seed=0)
-    x = (torch.arange(64 * 40 * 40) % 13 - 6.0).view(1, 64, 40, 40)
-    weight = (torch.arange(partition.entries * 9) % 5 - 2.0).view(-1, 3, 3)
-    return lambda: gc.conv2d(x, weight, partition=partition, padding=1, backend="native")
-
-
-TASKS = Path("/proc/self/task")
-
-
-def tasks() -> int:
-    """Threads of this process, whoever started them; where nobody counts them, always as many."""
-    return len(list(TASKS.iterdir())) if TASKS.exists() else 0
-
-
-def check_no_thread_but_the_pools() -> None:
-    """Who calls has as many helpers as for PyTorch's own operations, and no others."""
-    call, matrix = large_call(), torch.randn(512, 512)
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        matrix @ matrix
-        matrix.add(1)  # the pool is there
-        before = tasks()
-        for _ in range(3):
-            call()
-        assert tasks() == before, f"{count} threads"
-    torch.set_num_threads(1)
-    before, most = tasks(), []
-
-    def work() -> None:
-        torch.set_num_threads(1)  # as whoever computes in threads of his own does
-        call()
-        most.append(tasks())
-
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert max(most) <= before + len(workers)
-
-
-def test_no_thread_but_those_of_the_pool() -> None:
-    environment = os.environ | {"PYTHONSAFEPATH": ""}
-    here = Path(__file__)
-    code = f"import {here.stem}; {here.stem}.{check_no_thread_but_the_pools.__name__}()"
-    environment["PYTHONPATH"] = os.pathsep.join((str(here.parent), *sys.path))
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-
-
-def test_a_child_forked_after_use_computes() -> None:
-    call = large_call()
-    expected = call().tolist()
-    child = os.fork()
-    if child == 0:  # where nothing but our own operation may be called that uses threads
-        signal.alarm(60)
-        os._exit(0 if call().tolist() == expected else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert call().tolist() == expected, "and the parent still does"
-
-
-class Images(Dataset):
-    """Preprocessed by a convolution, in the worker."""
-
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        before = tasks()
-        image = large_call()()[0, index]
-        assert tasks() == before, "a worker computes on the one thread that it has"
-        return image
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_in_the_workers_of_a_loader(method: str) -> None:
-    expected = large_call()()[0, :6]
-    context = multiprocessing.get_context(method)
-    loader = DataLoader(Images(), 3, num_workers=2, multiprocessing_context=context, timeout=60)
-    assert torch.equal(torch.cat(list(loader)), expected)

@@ -72,7 +72,7 @@ def conv2d(
     for inputs, outputs, block in _groups(partition, weight):
         if inputs.numel() and outputs.numel():
             results.append(
-                sound_conv2d(_select(padded, inputs), block, None, stride, (0, 0), dilation)
+                sound_conv2d(padded.index_select(1, inputs), block, None, stride, (0, 0), dilation)
             )
         else:
             results.append(x.new_zeros(batch, outputs.numel(), *out_size))
@@ -186,17 +186,20 @@ def conv2d_input_grad(
     Each group's transposed convolution is added to the channels it reads; channels that several
     groups read collect all of them, and channels that none reads stay zero.
     """
+    grad_output = grad_output.contiguous()
     top, bottom, left, right = padding
     height, width = input_size
     batch = grad_output.shape[0]
     padded_size = (height + top + bottom, width + left + right)
     grad = grad_output.new_zeros(batch, partition.in_channels, *padded_size)
+    channels, grads = [_index([], grad.device)], [grad[:, :0]]
     for inputs, outputs, block in _groups(partition, weight):
         if inputs.numel() and outputs.numel():
             read_shape = (batch, inputs.numel(), *padded_size)
-            written = _select(grad_output, outputs)
-            read = conv2d_input(read_shape, block, written, stride, 0, dilation)  # type: ignore[no-untyped-call]
-            grad = grad.index_add(1, inputs, read)
+            written = grad_output.index_select(1, outputs)
+            channels.append(inputs)
+            grads.append(conv2d_input(read_shape, block, written, stride, 0, dilation))  # type: ignore[no-untyped-call]
+    grad = grad.index_add(1, torch.cat(channels), torch.cat(grads, 1))
     return grad[:, :, top : top + height, left : left + width]
 
 
@@ -210,12 +213,12 @@ def conv2d_weight_grad(
     dilation: Pair = (1, 1),
 ) -> torch.Tensor:
     """∂L/∂weight, packed, from ∂L/∂y of the bare convolution."""
-    padded = _pad(x, padding)
+    padded, grad_output = _pad(x, padding), grad_output.contiguous()
     grads = [x.new_zeros(0, *kernel_size)]
     for inputs, outputs in _index_pairs(partition, x.device):
         if inputs.numel() and outputs.numel():
             block_shape = (outputs.numel(), inputs.numel(), *kernel_size)
-            read, written = _select(padded, inputs), _select(grad_output, outputs)
+            read, written = padded.index_select(1, inputs), grad_output.index_select(1, outputs)
             block = conv2d_weight(read, block_shape, written, stride, 0, dilation)  # type: ignore[no-untyped-call]
             grads.append(block.flatten(0, 1))
     return torch.cat(grads)
@@ -247,14 +250,11 @@ def _activation(name: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _pad(x: torch.Tensor, padding: Padding) -> torch.Tensor:
+    # Contiguous, because index_select takes its time otherwise, and PyTorch's weight gradient of a
+    # strided 1×1 convolution corrupts memory on channels_last inputs with channel counts off the
+    # vector width (seen in 2.13 and 2.15).
     top, bottom, left, right = padding
-    return functional.pad(x, (left, right, top, bottom))
-
-
-def _select(x: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
-    # Contiguous, because PyTorch's weight gradient of a strided 1×1 convolution corrupts memory on
-    # channels_last inputs with channel counts off the vector width (seen in 2.13 and 2.15).
-    return x.index_select(1, channels).contiguous()
+    return functional.pad(x, (left, right, top, bottom)).contiguous()
 
 
 def _index_pairs(

@@ -51,8 +51,8 @@ struct ConvolveProblem {
   Threads threads;
 };
 
-// weight_grad has `slices` copies of the packed gradient, zeroed before the first of the sweeps that make
-// it; the caller adds them up in order.
+// weight_grad is the packed gradient, zeroed before the first of the sweeps that make it. Its sums are those of
+// `slices` of the batch, added up in order (staging/slices.h).
 template <class Stored>
 struct WeightGradProblem {
   Image<const Stored> input;
@@ -81,8 +81,8 @@ struct EpilogueGradProblem {
   Threads threads;
 };
 
-// All gradients of a pointwise convolution, its images flattened to rows. weight_grad and bias_grad have
-// `slices` copies, zeroed, which the caller adds up in order.
+// All gradients of a pointwise convolution, its images flattened to rows. weight_grad is zeroed, and made as that
+// of WeightGradProblem; bias_grad is [slices][channels], zeroed, which the caller adds up in order.
 template <class Stored>
 struct PointwiseBackwardProblem {
   Image<const Stored> grad;
@@ -193,8 +193,7 @@ struct ChainProblem {
   Threads threads;
 };
 
-// weight_grad has `slices` copies of the stages' packed gradients, one stage after another, zeroed; the
-// caller adds them up in order.
+// weight_grad is the stages' packed gradients, one stage after another, zeroed, and made as that of WeightGradProblem.
 template <class Stored>
 struct ChainGradProblem {
   Image<const Stored> source;

@@ -56,7 +56,7 @@ ScratchUse::~ScratchUse() {
   --buffers.uses;
 }
 
-SharedScratch::SharedScratch(size_t bytes) : memory_(allocate(bytes)) {}
+SharedScratch::SharedScratch(size_t bytes) : memory_(bytes > 0 ? allocate(bytes) : nullptr) {}
 SharedScratch::~SharedScratch() { std::free(memory_); }
 
 }  // namespace groupconv::cpu

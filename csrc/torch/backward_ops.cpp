@@ -120,7 +120,7 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   if (!partition.inputs_complete) torch::stable::zero_(input_grad);
   const int64_t pixels = grad.size(0) * grad.size(2) * grad.size(3);
   problem.slices = partition.groups >= enough_groups ? 1 : slices_of_batch(pixels);
-  Tensor partial = torch::stable::new_zeros(input, {problem.slices, partition.entries(), 1, 1});
+  weight_grad = torch::stable::new_zeros(input, {partition.entries(), 1, 1});
   std::vector<double> sums(static_cast<size_t>(want_bias ? problem.slices * grad.size(1) : 0));
 
   const Tensor packed = for_compute<Stored>(weight);
@@ -129,14 +129,13 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   if (output) problem.output = problem.output.as_row();
   problem.input_grad = image_of<Stored>(input_grad).as_row();
   problem.weight = static_cast<const Stored*>(packed.data_ptr());
-  problem.weight_grad = static_cast<Stored*>(partial.data_ptr());
+  problem.weight_grad = static_cast<Stored*>(weight_grad.data_ptr());
   if (want_bias) problem.bias_grad = sums.data();
   problem.partition = &partition;
   problem.activation = activation;
   problem.threads = threads_for(partition, Window{}, pixels);
   cpu::typed<Stored>(cpu::kernels()).pointwise_backward(problem);
 
-  weight_grad = sum_of_slices<Stored>(partial);
   if (want_bias) add_slices<Stored>(sums, problem.slices, bias_grad);
   return true;
 }

@@ -141,8 +141,8 @@ std::tuple<Tensor, Tensor> chain_grad(const Tensor& grad, const Tensor& input, c
     const int64_t pixels = input.size(2) * input.size(3);
     // A fixed cut of the batch, whatever the number of threads.
     const int64_t slices = std::clamp<int64_t>(input.size(0) * pixels / 1024, 1, 4);
-    Tensor partial =
-        torch::stable::new_zeros(input, {slices, needs_weight_grad ? entries : 0}, compute_dtype<Stored>);
+    const Tensor total =
+        torch::stable::new_zeros(input, {needs_weight_grad ? entries : 0}, compute_dtype<Stored>);
     if (input.size(0) * pixels > 0 && (needs_input_grad || needs_weight_grad)) {
       const Tensor flat = flat_image(input), flat_grad = flat_image(grad);
       const Tensors typed = weights_for_compute<Stored>(weights);
@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor> chain_grad(const Tensor& grad, const Tensor& input, c
       problem.source = image_of<const Stored>(flat).as_row();
       problem.grad = image_of<const Stored>(flat_grad).as_row();
       if (needs_input_grad) problem.source_grad = image_of<Stored>(input_grad).as_row();
-      if (needs_weight_grad) problem.weight_grad = static_cast<Compute*>(partial.data_ptr());
+      if (needs_weight_grad) problem.weight_grad = static_cast<Compute*>(total.data_ptr());
       problem.slices = slices;
       problem.stages = described.data();
       problem.count = static_cast<int64_t>(described.size());
@@ -161,7 +161,6 @@ std::tuple<Tensor, Tensor> chain_grad(const Tensor& grad, const Tensor& input, c
       cpu::typed<Stored>(cpu::kernels()).chain_grad(problem);
     }
     if (!needs_weight_grad) return {input_grad, torch::stable::new_empty(input, {0})};
-    const Tensor total = sum_of_slices<Compute>(partial);
     return {input_grad,
             std::is_same_v<Stored, Compute> ? total : torch::stable::to(total, ScalarType::BFloat16)};
   });

@@ -218,12 +218,11 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
                            problem.input.height == problem.grad.height &&
                            problem.input.width == problem.grad.width;
     const int64_t slices = by_group || by_column ? 1 : slices_of_batch(pixels);
-    Tensor partial = torch::stable::new_zeros(input, {slices, partition.entries(), kernel_h, kernel_w},
-                                              compute_dtype<Stored>);
-    Compute* sums = static_cast<Compute*>(partial.data_ptr());
+    Tensor total =
+        torch::stable::new_zeros(input, {partition.entries(), kernel_h, kernel_w}, compute_dtype<Stored>);
     const int64_t size = partition.entries() * window.area();
     if (grad.numel() > 0 && size > 0) {
-      problem.weight_grad = sums;
+      problem.weight_grad = static_cast<Compute*>(total.data_ptr());
       problem.slices = slices;
       problem.partition = &partition;
       problem.window_area = window.area();
@@ -243,14 +242,13 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
       const std::vector<Axis> cols{forward_axis(horizontal(window), input.size(3), grad.size(3))};
       add(rows[0], cols[0], false);
       // A NaN may come from an infinite gradient and a staged zero: then once more, without padding.
-      if (any_padded(rows, cols) && !all_finite(sums, slices * size)) {
-        torch::stable::zero_(partial);
+      if (any_padded(rows, cols) && !all_finite(problem.weight_grad, size)) {
+        torch::stable::zero_(total);
         for (const Axis& down : without_padding(rows)) {
           for (const Axis& right : without_padding(cols)) add(down, right, true);
         }
       }
     }
-    const Tensor total = sum_of_slices<Compute>(partial);
     return std::is_same_v<Stored, Compute> ? total : torch::stable::to(total, ScalarType::BFloat16);
   });
 }

@@ -110,18 +110,6 @@ void convolve_with(const Tensor& weight, cpu::ConvolveProblem<Stored> problem) {
 constexpr int64_t enough_groups = 8;
 inline int64_t slices_of_batch(int64_t pixels) { return std::clamp<int64_t>(pixels / 256, 1, 4); }
 
-// What `slices` holds along its first dimension, added up in order, in the first of them or in memory of its own.
-template <class Compute>
-Tensor sum_of_slices(const Tensor& slices) {
-  Compute* sums = static_cast<Compute*>(slices.data_ptr());
-  const int64_t slice_count = slices.size(0), count = slices.numel() / slice_count;
-  for (int64_t slice = 1; slice < slice_count; ++slice) {
-    for (int64_t i = 0; i < count; ++i) sums[i] += sums[slice * count + i];
-  }
-  const Tensor total = torch::stable::select(slices, 0, 0);
-  return slice_count == 1 ? total : torch::stable::clone(total);
-}
-
 // What one pixel of the source takes in scratch: where it is channels_last, all channels are staged at once.
 template <class Stored>
 int64_t plane_pixels(const Image<const Stored>& source, int64_t most_sources) {

@@ -36,6 +36,18 @@ int64_t slices_of(const Tensor& input) {
   return std::clamp<int64_t>(input.numel() / elements_of_a_slice, 1, most);
 }
 
+// What `slices` holds along its first dimension, added up in order, in the first of them or in memory of its own.
+template <class Compute>
+Tensor sum_of_slices(const Tensor& slices) {
+  Compute* sums = static_cast<Compute*>(slices.data_ptr());
+  const int64_t slice_count = slices.size(0), count = slices.numel() / slice_count;
+  for (int64_t slice = 1; slice < slice_count; ++slice) {
+    for (int64_t i = 0; i < count; ++i) sums[i] += sums[slice * count + i];
+  }
+  const Tensor total = torch::stable::select(slices, 0, 0);
+  return slice_count == 1 ? total : torch::stable::clone(total);
+}
+
 // Below this many elements waking a thread costs more than it saves.
 constexpr int64_t worth_threads = 1 << 16;
 

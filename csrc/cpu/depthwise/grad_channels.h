@@ -16,6 +16,7 @@
 
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/depthwise/prologue.h"
+#include "cpu/staging/slices.h"
 #include "cpu/vector/strides.h"
 
 namespace groupconv::cpu {
@@ -63,10 +64,10 @@ class DepthwiseGradChannels {
     // Every chunk looks through all groups for its own, so there are few, and one for one thread.
     const int64_t wanted = larger(blocks_per_item, divide_up(blocks_, most_chunks));
     const int64_t chunks = p_.threads.count > 1 ? divide_up(blocks_, wanted) : 1;
-    for_each_item(p_.threads, p_.slices * chunks, [&](int64_t item) {
-      const int64_t chunk = item % chunks;
-      run_blocks(item / chunks, blocks_ * chunk / chunks, blocks_ * (chunk + 1) / chunks);
-    });
+    add_slices(p_.threads, p_.slices, chunks, p_.weight_grad, p_.partition->entries() * p_.window_area,
+               [&](int64_t slice, int64_t chunk, T* weight_grad) {
+                 run_blocks(slice, blocks_ * chunk / chunks, blocks_ * (chunk + 1) / chunks, weight_grad);
+               });
   }
 
  private:
@@ -79,7 +80,7 @@ class DepthwiseGradChannels {
     int64_t channel;  // where the block begins in a prepared pixel
   };
 
-  void run_blocks(int64_t slice, int64_t first, int64_t end) const {
+  void run_blocks(int64_t slice, int64_t first, int64_t end, T* weight_grad) const {
     const int64_t count = copies_ * (end - first);
     const int64_t top = grid_.rows > 0 ? grid_.row(0) : 0;
     const int64_t window_reach = grid_.rows > 0 ? grid_.row(grid_.rows - 1) - top + 1 : 1;
@@ -125,12 +126,11 @@ class DepthwiseGradChannels {
       }
       unit += rows;
     }
-    T* total = p_.weight_grad + slice * p_.partition->entries() * p_.window_area;
     for_each_weight(first, end, [&](int64_t slot, int64_t, int64_t weight) {
       const T* from = sums + slot / lanes * taps_ * lanes + slot % lanes;
       for (int64_t i = 0; i < grid_.rows; ++i) {
         for (int64_t j = 0; j < grid_.cols; ++j, from += lanes) {
-          total[weight * p_.window_area + grid_.weight(i, j)] += *from;
+          weight_grad[weight * p_.window_area + grid_.weight(i, j)] += *from;
         }
       }
     });

@@ -12,6 +12,7 @@
 
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/depthwise/prologue.h"
+#include "cpu/staging/slices.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -35,20 +36,20 @@ class DepthwiseGradRows {
     constexpr int64_t groups_per_item = 16;
     const int64_t groups = p_.partition->groups;
     const int64_t chunks = divide_up(groups, groups_per_item);
-    for_each_item(p_.threads, p_.slices * chunks, [&](int64_t item) {
-      const int64_t first = item % chunks * groups_per_item;
-      run_groups(item / chunks, first, smaller(first + groups_per_item, groups));
-    });
+    add_slices(p_.threads, p_.slices, chunks, p_.weight_grad, p_.partition->entries() * p_.window_area,
+               [&](int64_t slice, int64_t chunk, T* weight_grad) {
+                 const int64_t first = chunk * groups_per_item;
+                 run_groups(slice, first, smaller(first + groups_per_item, groups), weight_grad);
+               });
   }
 
  private:
-  void run_groups(int64_t slice, int64_t first, int64_t end) const {
+  void run_groups(int64_t slice, int64_t first, int64_t end, T* weight_grad) const {
     const PartitionView& partition = *p_.partition;
     Workspace space;
     space.plan<Stored>(prepared_.size());
     space.open();
     Stored* prepared = space.take<Stored>(prepared_.size());
-    T* total = p_.weight_grad + slice * partition.entries() * p_.window_area;
     const int64_t begin = p_.input.batch * slice / p_.slices;
     const int64_t beyond = p_.input.batch * (slice + 1) / p_.slices;
     for (int64_t g = first; g < end; ++g) {
@@ -57,7 +58,7 @@ class DepthwiseGradRows {
                               beyond,
                               partition.inputs.of(g)[0],
                               partition.outputs.of(g)[j],
-                              total + (partition.weight_offsets[g] + j) * p_.window_area,
+                              weight_grad + (partition.weight_offsets[g] + j) * p_.window_area,
                               prepared};
         run_channel(channel);
       }

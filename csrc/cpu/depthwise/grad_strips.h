@@ -14,6 +14,7 @@
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/depthwise/prologue.h"
 #include "cpu/depthwise/strips.h"
+#include "cpu/staging/slices.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -119,10 +120,11 @@ class DepthwiseGradStrips {
     constexpr int64_t groups_per_item = 16;
     const int64_t groups = p_.partition->groups;
     const int64_t chunks = divide_up(groups, groups_per_item);
-    for_each_item(p_.threads, p_.slices * chunks, [&](int64_t item) {
-      const int64_t first = item % chunks * groups_per_item;
-      run_groups(item / chunks, first, smaller(first + groups_per_item, groups));
-    });
+    add_slices(p_.threads, p_.slices, chunks, p_.weight_grad, p_.partition->entries() * p_.window_area,
+               [&](int64_t slice, int64_t chunk, T* weight_grad) {
+                 const int64_t first = chunk * groups_per_item;
+                 run_groups(slice, first, smaller(first + groups_per_item, groups), weight_grad);
+               });
   }
 
  private:
@@ -135,7 +137,7 @@ class DepthwiseGradStrips {
     int64_t begin, end;
   };
 
-  void run_groups(int64_t slice, int64_t first, int64_t end) const {
+  void run_groups(int64_t slice, int64_t first, int64_t end, T* weight_grad) const {
     const PartitionView& partition = *p_.partition;
     const int64_t strips = divide_up(sweep_.cols, lanes);
     Workspace space;
@@ -151,7 +153,6 @@ class DepthwiseGradStrips {
         all[s].inside[j] = all[s].grad & pixels_inside(col + grid_.col(j), lanes, 1, p_.input.width);
       }
     }
-    T* total = p_.weight_grad + slice * partition.entries() * p_.window_area;
     const Images images{p_.input.batch * slice / p_.slices, p_.input.batch * (slice + 1) / p_.slices};
     Channel waiting[2];
     int count = 0;
@@ -169,7 +170,7 @@ class DepthwiseGradStrips {
     for (int64_t g = first; g < end; ++g) {
       for (int64_t j = 0; j < partition.outputs.count(g); ++j) {
         waiting[count++] = {partition.inputs.of(g)[0], partition.outputs.of(g)[j],
-                            total + (partition.weight_offsets[g] + j) * p_.window_area};
+                            weight_grad + (partition.weight_offsets[g] + j) * p_.window_area};
         if (count == (halves_ ? 2 : 1)) run();
       }
     }

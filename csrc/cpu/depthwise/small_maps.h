@@ -8,6 +8,7 @@
 
 #include "cpu/depthwise/channels.h"
 #include "cpu/depthwise/grad_channels.h"
+#include "cpu/staging/slices.h"
 
 namespace groupconv::cpu {
 namespace {
@@ -171,21 +172,23 @@ class DepthwiseGradSmallMaps {
   }
 
   void run() const {
-    for_each_item(p_.threads, p_.slices * cut_.count, [&](int64_t item) {
-      const int64_t slice = item / cut_.count, first = item % cut_.count * cut_.at_once;
+    const auto run = [&](int64_t slice, int64_t item, T* weight_grad) {
+      const int64_t first = item * cut_.at_once;
       GroupRange groups(*p_.partition, cut_.at_once);
       groups.take(first, smaller(first + cut_.at_once, p_.partition->groups));
       for (int64_t n = p_.input.batch * slice / p_.slices; n < p_.input.batch * (slice + 1) / p_.slices;
            ++n) {
-        add_image(n, slice, groups);
+        add_image(n, groups, weight_grad + groups.first_weight * p_.window_area);
       }
-    });
+    };
+    add_slices(p_.threads, p_.slices, cut_.count, p_.weight_grad, p_.partition->entries() * p_.window_area,
+               run);
   }
 
  private:
   static constexpr int64_t size = sizeof(T);
 
-  void add_image(int64_t n, int64_t slice, const GroupRange& groups) const {
+  void add_image(int64_t n, const GroupRange& groups, T* weight_grad) const {
     const PartitionView& view = groups.view;
     Workspace space;
     space.plan<T>(view.in_channels * input_pixels_);
@@ -201,8 +204,7 @@ class DepthwiseGradSmallMaps {
     WeightGradProblem<T> part;
     part.input = Maps::template copy_of<const T>(p_.input, input, view.in_channels);
     part.grad = Maps::template copy_of<const T>(p_.grad, grad, view.out_channels);
-    part.weight_grad =
-        p_.weight_grad + (slice * p_.partition->entries() + groups.first_weight) * p_.window_area;
+    part.weight_grad = weight_grad;
     part.partition = &view;
     part.window_area = p_.window_area;
     part.sweep = p_.sweep;

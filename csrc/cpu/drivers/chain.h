@@ -18,6 +18,7 @@
 
 #include "cpu/products/correlate.h"
 #include "cpu/products/multiply.h"
+#include "cpu/staging/slices.h"
 #include "cpu/staging/stage.h"
 #include "cpu/staging/unstage.h"
 #include "cpu/staging/workspace.h"
@@ -300,15 +301,16 @@ class ChainGrad {
     const int64_t fit = scratch_bytes / (channels * static_cast<int64_t>(sizeof(T)));
     const ChainTiles<T> tiles(p_.sweep->cols, smaller(larger(fit, narrowest), widest), 1);
     const int64_t units = p_.source.batch * tiles.count;
-    for_each_item(p_.threads, p_.slices, [&](int64_t slice) {
+    const auto run_slice = [&](int64_t slice, int64_t, T* weight_grad) {
       for (int64_t unit = units * slice / p_.slices; unit < units * (slice + 1) / p_.slices; ++unit) {
-        run_tile(slice, unit / tiles.count, tiles.tile(unit % tiles.count));
+        run_tile(unit / tiles.count, tiles.tile(unit % tiles.count), weight_grad);
       }
-    });
+    };
+    add_slices(p_.threads, p_.slices, 1, p_.weight_grad, p_.weight_grad ? entries_ : 0, run_slice);
   }
 
  private:
-  void run_tile(int64_t slice, int64_t n, const Tile& tile) const {
+  void run_tile(int64_t n, const Tile& tile, T* weight_grad) const {
     const int64_t distance = row_distance<T>(tile.cols);
     StageRows<T> rows(p_.stages, p_.count);
     Workspace space;
@@ -348,12 +350,12 @@ class ChainGrad {
     int current = grad_direct_ ? 1 : 0;
     TileRows<const T> grad = grad_direct_ ? rows_of<const T>(p_.grad, n, tile)
                                           : staged_rows(p_.grad, n, *p_.sweep, tile, buffers[0]);
-    int64_t entry = (slice + 1) * entries_;
+    int64_t entry = entries_;
     for (int64_t s = p_.count; s > 0; --s) {
       const ChainStage<T>& stage = p_.stages[s - 1];
       entry -= stage.partition->entries();
       if (p_.weight_grad) {
-        correlate(stage, grad, hidden[s - 1], tile.cols, p_.weight_grad + entry, pointers, steps);
+        correlate(stage, grad, hidden[s - 1], tile.cols, weight_grad + entry, pointers, steps);
       }
       if (s == 1 && !p_.source_grad.data) return;
       current = 1 - current;

@@ -3,19 +3,23 @@
 
 #include "cpu/gradients/correlate_pairs.h"
 #include "cpu/kernels.h"
+#include "cpu/staging/slices.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/sums_seen.h"
 
 namespace groupconv::cpu {
 namespace {
 
-// Of each slice of the batch, of each group [16 inputs][16 outputs][tap][output][input].
+// Of some slices of the batch, of each group [16 inputs][16 outputs][tap][output][input].
 class PairGradSums {
  public:
   explicit PairGradSums(const WeightGradProblem<BFloat16>& problem)
-      : p_(problem), taps_(static_cast<int64_t>(p_.sweep->taps.size())), memory_(plan()) {
+      : p_(problem),
+        taps_(static_cast<int64_t>(p_.sweep->taps.size())),
+        slices_(slices_at_once(p_.threads, p_.slices)),
+        memory_(plan()) {
     space_.open(memory_);
-    first_ = space_.take<float>(p_.slices * size_);
+    first_ = space_.take<float>(slices_ * size_);
     starts_ = space_.take<int64_t>(p_.partition->groups);
     int64_t start = 0;
     for (int64_t g = 0; g < p_.partition->groups; ++g) {
@@ -24,6 +28,7 @@ class PairGradSums {
     }
   }
 
+  // `slice`: of those that are made at once.
   float* of(int64_t slice, int64_t group) const { return first_ + slice * size_ + starts_[group]; }
 
   // How many: of a group, of 16 inputs of one, and of 16 of its outputs as well.
@@ -35,8 +40,9 @@ class PairGradSums {
   }
   int64_t of_block() const { return taps_ * block_sums; }
 
-  // Those of all slices, in order, to the first slice of the packed gradient. Whether all are finite.
-  bool store(int64_t group) const {
+  // Those of `slices` slices, in order, to the packed gradient, to which the first slices' are not added. Whether all
+  // are finite.
+  bool store(int64_t group, int64_t slices, bool adds) const {
     constexpr int64_t lanes = Vec<float>::lanes;
     const PartitionView& partition = *p_.partition;
     const int64_t area = p_.window_area, ins = partition.inputs.count(group),
@@ -56,7 +62,7 @@ class PairGradSums {
       const int64_t count = smaller(block_cols, ins - i) * area;
       for (int64_t r = 0; r < outs; r += block_rows, start += of_block()) {
         float* sums = of(0, group) + start;
-        for (int64_t slice = 1; slice < p_.slices; ++slice) {
+        for (int64_t slice = 1; slice < slices && !adds; ++slice) {
           const float* more = of(slice, group) + start;
           for (int64_t at = 0; at < of_block(); at += lanes) {
             (Vec<float>::load(sums + at) + Vec<float>::load(more + at)).store(sums + at);
@@ -67,8 +73,12 @@ class PairGradSums {
           for (int64_t e = 0; e < count; e += lanes) {
             const auto mask = Vec<float>::first(smaller(lanes, count - e));
             const auto summed = Vec<float>::from_bits(made[e / lanes]);
-            const Vec<float> x = area == 1 ? Vec<float>::load(sums, mask)
-                                           : Vec<float>::gather(sums, entries + e, mask & summed);
+            const auto entry = [&](const float* from) GROUPCONV_INLINE_LAMBDA {
+              return area == 1 ? Vec<float>::load(from, mask)
+                               : Vec<float>::gather(from, entries + e, mask & summed);
+            };
+            Vec<float> x = adds ? Vec<float>::load(to + e, mask) + entry(sums) : entry(sums);
+            for (int64_t slice = 1; slice < slices && adds; ++slice) x = x + entry(sums + slice * size_);
             seen.look(x).store(to + e, mask);
           }
         }
@@ -80,7 +90,7 @@ class PairGradSums {
  private:
   size_t plan() {
     for (int64_t g = 0; g < p_.partition->groups; ++g) size_ += of_group(g);
-    space_.plan<float>(p_.slices * size_);
+    space_.plan<float>(slices_ * size_);
     space_.plan<int64_t>(p_.partition->groups);
     return space_.bytes();
   }
@@ -103,6 +113,7 @@ class PairGradSums {
 
   const WeightGradProblem<BFloat16>& p_;
   int64_t taps_;
+  int64_t slices_;    // at once
   int64_t size_ = 0;  // of a slice
   Workspace space_;
   SharedScratch memory_;

@@ -9,6 +9,7 @@
 #include "cpu/gradients/pointwise_grad.h"
 #include "cpu/products/correlate.h"
 #include "cpu/products/multiply.h"
+#include "cpu/staging/slices.h"
 #include "cpu/staging/workspace.h"
 
 namespace groupconv::cpu {
@@ -30,8 +31,8 @@ class PointwiseBackward {
         products_(weight_problem_) {}
 
   void run() const {
-    for_each_item(p_.threads, p_.slices * p_.partition->groups,
-                  [&](int64_t item) { run_group(item / p_.partition->groups, item % p_.partition->groups); });
+    add_slices(p_.threads, p_.slices, p_.partition->groups, p_.weight_grad, p_.partition->entries(),
+               [&](int64_t slice, int64_t group, T* weight_grad) { run_group(slice, group, weight_grad); });
   }
 
  private:
@@ -44,13 +45,11 @@ class PointwiseBackward {
     WeightGradProblem<T> weight;
     weight.input = problem.input;
     weight.grad = problem.grad;
-    weight.weight_grad = problem.weight_grad;
-    weight.slices = problem.slices;
     weight.partition = problem.partition;
     return weight;
   }
 
-  void run_group(int64_t slice, int64_t group) const {
+  void run_group(int64_t slice, int64_t group, T* weight_grad) const {
     constexpr int64_t unit = tile_vectors(max_tile_rows) * Vec<T>::lanes;
     // Of the two gradients and the input; twice a tile of the other passes, as there are no sums besides.
     const int64_t per_pixel = larger(2 * inputs_.count(group) + outputs_.count(group), int64_t{1});
@@ -59,12 +58,12 @@ class PointwiseBackward {
     const int64_t end = p_.grad.batch * (slice + 1) / p_.slices;
     for (int64_t n = p_.grad.batch * slice / p_.slices; n < end; ++n) {
       for (int64_t pixel = 0; pixel < pixels_; pixel += cut) {
-        run_tile(slice, group, {n, pixel, smaller(cut, pixels_ - pixel)});
+        run_tile(slice, group, {n, pixel, smaller(cut, pixels_ - pixel)}, weight_grad);
       }
     }
   }
 
-  void run_tile(int64_t slice, int64_t group, const Tile& tile) const {
+  void run_tile(int64_t slice, int64_t group, const Tile& tile, T* weight_grad) const {
     const int64_t ins = inputs_.count(group), outs = outputs_.count(group);
     const int64_t distance = p_.output.data ? row_distance<T>(tile.pixels) : 0;
     Workspace space;
@@ -96,9 +95,10 @@ class PointwiseBackward {
     }
 
     if (adds_products_) {
-      products_.add(slice, group, {tile.image, tile.pixel, tile.pixels}, grads, products_.take(space, group));
+      products_.add(weight_grad, group, {tile.image, tile.pixel, tile.pixels}, grads,
+                    products_.take(space, group));
     } else {
-      correlate(slice, group, grads, inputs, input_steps, tile.pixels);
+      correlate(weight_grad, group, grads, inputs, input_steps, tile.pixels);
     }
 
     MultiplyJob<T> to_input{};
@@ -116,14 +116,13 @@ class PointwiseBackward {
     finish_stores(stores_);
   }
 
-  void correlate(int64_t slice, int64_t group, const T* const* grads, const T* const* inputs,
+  void correlate(T* weight_grad, int64_t group, const T* const* grads, const T* const* inputs,
                  const int64_t* steps, int64_t pixels) const {
     CorrelateJob<T> to_weight{};
     to_weight.grads = grads;
     to_weight.sources = inputs;
     to_weight.steps = steps;
-    to_weight.weight_grad =
-        p_.weight_grad + slice * p_.partition->entries() + p_.partition->weight_offsets[group];
+    to_weight.weight_grad = weight_grad + p_.partition->weight_offsets[group];
     to_weight.weight_row_stride = inputs_.count(group);
     to_weight.rows = outputs_.count(group);
     to_weight.depth = inputs_.count(group);

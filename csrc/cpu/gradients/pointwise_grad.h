@@ -15,6 +15,7 @@
 
 #include "cpu/processor/caches.h"
 #include "cpu/products/outer_products.h"
+#include "cpu/staging/slices.h"
 #include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
 
@@ -80,10 +81,12 @@ class PointwiseGrad {
     const int64_t groups = p_.partition->groups;
     const int64_t cuts =
         groups > 1 || p_.threads.count == 1 ? 1 : smaller(panels(0), 4 * int64_t{p_.threads.count});
-    for_each_item(p_.threads, p_.slices * groups * cuts, [&](int64_t item) {
-      const int64_t cut = item % cuts, group = item / cuts % groups;
-      run_panels(item / cuts / groups, group, panels(group) * cut / cuts, panels(group) * (cut + 1) / cuts);
-    });
+    add_slices(p_.threads, p_.slices, groups * cuts, p_.weight_grad, p_.partition->entries(),
+               [&](int64_t slice, int64_t item, T* weight_grad) {
+                 const int64_t cut = item % cuts, group = item / cuts;
+                 run_panels(slice, {weight_grad, group, panels(group) * cut / cuts,
+                                    panels(group) * (cut + 1) / cuts});
+               });
   }
 
   // Neighbouring pixels of an image.
@@ -153,13 +156,13 @@ class PointwiseGrad {
 
   // What some pixels add to a group's part, for whoever goes over the images himself. `grads`: the group's rows of the
   // gradient, at the first of them. `later`: what to fetch meanwhile, where the pixels themselves are in cache.
-  void add(int64_t slice, int64_t group, const Pixels& pixels, const T* const* grads, const Scratch& scratch,
+  void add(T* weight_grad, int64_t group, const Pixels& pixels, const T* const* grads, const Scratch& scratch,
            ReadsAhead* later = nullptr) const {
     const int64_t blocks = divide_up(pixels.count, pixels_at_once_);
     for (int64_t b = 0; b < blocks; ++b) {
       const Pixels part = part_of(pixels, b, blocks);
       const Pixels next = b + 1 < blocks ? part_of(pixels, b + 1, blocks) : Pixels{};
-      add_block(slice, group, 0, panels(group),
+      add_block({weight_grad, group, 0, panels(group)},
                 {part, {0, row_blocks(group)}, grads, part.begin - pixels.begin}, next,
                 ahead(p_.grad, next, outputs_.of(group), outputs_.count(group)), scratch, later);
     }
@@ -213,7 +216,14 @@ class PointwiseGrad {
     return part_of({unit / blocks_, 0, p_.input.width}, unit % blocks_, blocks_);
   }
 
-  void run_panels(int64_t slice, int64_t group, int64_t first_panel, int64_t end_panel) const {
+  // Columns of a group's gradient.
+  struct Panels {
+    T* weight_grad;  // of all groups
+    int64_t group, begin, end;
+  };
+
+  void run_panels(int64_t slice, const Panels& panels) const {
+    const int64_t group = panels.group;
     Workspace space;
     plan(space, group);
     space.open();
@@ -221,12 +231,12 @@ class PointwiseGrad {
     const int64_t at_once = row_blocks_at_once(group);
     for (int64_t first = 0; first < row_blocks(group); first += at_once) {
       const RowBlocks part{first, smaller(first + at_once, row_blocks(group))};
-      run_rows(slice, group, part, first_panel, end_panel, scratch);
+      run_rows(slice, panels, part, scratch);
     }
   }
 
-  void run_rows(int64_t slice, int64_t group, const RowBlocks& part, int64_t first_panel, int64_t end_panel,
-                const Scratch& scratch) const {
+  void run_rows(int64_t slice, const Panels& panels, const RowBlocks& part, const Scratch& scratch) const {
+    const int64_t group = panels.group;
     const int64_t first_row = row_of(group, part.begin);
     const int64_t rows_of_part = row_of(group, part.end - 1) + max_tile_rows - first_row;
     const int64_t units = p_.input.batch * blocks_, end = units * (slice + 1) / p_.slices;
@@ -234,21 +244,19 @@ class PointwiseGrad {
       const Pixels pixels = pixels_of(unit), next = unit + 1 < end ? pixels_of(unit + 1) : Pixels{};
       if (!grad_lies_) stage_grad(pixels, part, scratch.blocks);
       const RowsAhead next_grad = ahead(p_.grad, next, outputs_.of(group) + first_row, rows_of_part);
-      add_block(slice, group, first_panel, end_panel, {pixels, part}, next, next_grad, scratch);
+      add_block(panels, {pixels, part}, next, next_grad, scratch);
     }
   }
 
-  // Columns of a group's gradient.
   struct Panel {
     int64_t group, width;
     const int32_t* channels;
     T* dest;  // of the group's first row
   };
-  Panel panel_of(int64_t slice, int64_t group, int64_t panel) const {
-    const int64_t first = panel * panel_columns;
-    T* dest = p_.weight_grad + slice * p_.partition->entries() + p_.partition->weight_offsets[group];
+  Panel panel_of(const Panels& panels, int64_t panel) const {
+    const int64_t group = panels.group, first = panel * panel_columns;
     return {group, smaller(panel_columns, inputs_.count(group) - first), inputs_.of(group) + first,
-            dest + first};
+            panels.weight_grad + p_.partition->weight_offsets[group] + first};
   }
   // The last rows of the gradient share some with the block before, and no block has fewer.
   int64_t row_of(int64_t group, int64_t block) const {
@@ -256,19 +264,19 @@ class PointwiseGrad {
   }
 
   // `next`: the pixels after these, if there are any.
-  void add_block(int64_t slice, int64_t group, int64_t first_panel, int64_t end_panel, const Block& block,
-                 const Pixels& next, const RowsAhead& next_grad, const Scratch& scratch,
-                 ReadsAhead* later = nullptr) const {
+  void add_block(const Panels& panels, const Block& block, const Pixels& next, const RowsAhead& next_grad,
+                 const Scratch& scratch, ReadsAhead* later = nullptr) const {
+    const int64_t group = panels.group;
     ReadsAhead reads{ahead(p_.input, next, inputs_.of(group), inputs_.count(group)), next_grad};
-    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-      const Panel here = panel_of(slice, group, panel);
-      const bool last = panel + 1 == end_panel;
-      const Panel then = panel_of(slice, group, last ? first_panel : panel + 1);
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      const Panel here = panel_of(panels, panel);
+      const bool last = panel + 1 == panels.end;
+      const Panel then = panel_of(panels, last ? panels.begin : panel + 1);
       stage_input(block.pixels, here, scratch.rows);
       if (reads_rows(p_.input)) {
         reads.input = ahead(p_.input, last ? next : block.pixels, then.channels, then.width);
       }
-      reads.tiles = (end_panel - panel) * (block.part.end - block.part.begin);
+      reads.tiles = (panels.end - panel) * (block.part.end - block.part.begin);
       multiply(block, here, scratch, later ? *later : reads);
     }
   }

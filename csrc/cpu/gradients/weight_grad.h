@@ -16,6 +16,7 @@
 #include "cpu/gradients/weight_grad_pixels.h"
 #include "cpu/gradients/weight_grad_turned.h"
 #include "cpu/products/correlate.h"
+#include "cpu/staging/slices.h"
 #include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
 #if defined(__AVX512BF16__)
@@ -58,21 +59,27 @@ class WeightGrad {
     const int64_t groups_at_once = input_whole_ || grad_whole_ ? groups_ : 1;
     const int64_t group_items = groups_ / groups_at_once;
     const Tiling tiling(sweep_, staged_inputs_ * planes_.count, staged_grads_, sizeof(T), 1);
-    for_each_item(p_.threads, p_.slices * group_items, [&](int64_t item) {
-      const int64_t slice = item / group_items;
-      run_slice(slice, tiling, item % group_items * groups_at_once, groups_at_once);
-    });
+    add_slices(p_.threads, p_.slices, group_items, p_.weight_grad, p_.partition->entries() * p_.window_area,
+               [&](int64_t slice, int64_t item, compute_t<Stored>* weight_grad) {
+                 run_slice(slice, tiling, {weight_grad, item * groups_at_once, groups_at_once});
+               });
   }
 
  private:
-  void run_slice(int64_t slice, const Tiling& tiling, int64_t first_group, int64_t group_count) const {
+  // Of the gradient.
+  struct Groups {
+    compute_t<Stored>* weight_grad;  // of all groups
+    int64_t first, count;
+  };
+
+  void run_slice(int64_t slice, const Tiling& tiling, const Groups& groups) const {
     const int64_t units = p_.input.batch * tiling.count;
     const int64_t end = units * (slice + 1) / p_.slices;
     int64_t unit = units * slice / p_.slices;
     while (unit < end) {
       const Tile tile = tiling.tile(sweep_, unit % tiling.count);
       const int64_t images = tiling.count > 1 ? 1 : smaller(images_at_once(tile), end - unit);
-      run_tile(slice, unit / tiling.count, images, tile, first_group, group_count);
+      run_tile(unit / tiling.count, images, tile, groups);
       unit += images;
     }
   }
@@ -86,8 +93,7 @@ class WeightGrad {
     return larger(int64_t{1}, 2 * tile_bytes / image_bytes);
   }
 
-  void run_tile(int64_t slice, int64_t n, int64_t images, const Tile& tile, int64_t first_group,
-                int64_t group_count) const {
+  void run_tile(int64_t n, int64_t images, const Tile& tile, const Groups& groups) const {
     const PlaneShape shape(sweep_, tile);
     const int64_t length = (images - 1) * shape.size + tile_length(tile, shape.pitch);
     const int64_t plane_distance = images * shape.size;
@@ -139,7 +145,7 @@ class WeightGrad {
       job.lane_masks = masks;
     }
 
-    for (int64_t g = first_group; g < first_group + group_count; ++g) {
+    for (int64_t g = groups.first; g < groups.first + groups.count; ++g) {
       const int32_t* from = inputs_.of(g);
       const int32_t* to = outputs_.of(g);
       job.rows = outputs_.count(g);
@@ -167,8 +173,7 @@ class WeightGrad {
           grads[r] = staged_grads + (grad_whole_ ? to[r] : r) * grad_distance;
         }
       }
-      const int64_t entries = p_.partition->entries();
-      job.weight_grad = p_.weight_grad + (slice * entries + p_.partition->weight_offsets[g]) * p_.window_area;
+      job.weight_grad = groups.weight_grad + p_.partition->weight_offsets[g] * p_.window_area;
       job.weight_row_stride = inputs_.count(g) * p_.window_area;
       correlate_rows(job);
     }

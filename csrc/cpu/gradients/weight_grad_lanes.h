@@ -7,12 +7,14 @@
 // that the window's next pixel reads one pixel further. A sum belongs to one lane, and no pixel is visited but those
 // of the gradient. A transposed element is used once for each tap and each channel of the other side.
 //
-// Work is cut into groups and slices of the batch's tiles, each with a gradient of its own, and every piece adds in
-// a fixed order.
+// Work is cut into groups and slices of the batch's tiles, each with sums of its own, and every piece adds in a fixed
+// order. The only slice's sums of a group are in cache when they are added to the gradient; those of several slices are
+// kept until then.
 #pragma once
 
 #include "cpu/products/correlate_pixels.h"
 #include "cpu/staging/pixels.h"
+#include "cpu/staging/slices.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/transpose.h"
 
@@ -96,9 +98,25 @@ class LaneWeightGrad {
     const Tiling tiling(sweep_, most_inputs_ * sweep_.source_step_h * sweep_.source_step_w, width, sizeof(T),
                         divide_up(sweep_.rows * sweep_.cols, pixels));
     const int64_t units = p_.input.batch * tiling.count;
-    for_each_item(p_.threads, p_.slices * groups_, [&](int64_t item) {
-      const int64_t slice = item / groups_;
-      run_slice(slice, item % groups_, tiling, units * slice / p_.slices, units * (slice + 1) / p_.slices);
+    const int64_t size = p_.slices == 1 ? 0 : sums_before(groups_);
+    const int64_t at_once = slices_at_once(p_.threads, p_.slices);
+    const SharedScratch memory(static_cast<size_t>(at_once * size) * sizeof(T));
+    T* kept = static_cast<T*>(memory.memory());
+    for_each_round(p_.threads, p_.slices, [&](int64_t first, int64_t end) {
+      for_each_item(p_.threads, (end - first) * groups_, [&](int64_t item) {
+        const int64_t i = item / groups_, group = item % groups_, slice = first + i;
+        run_slice(group, tiling, units * slice / p_.slices, units * (slice + 1) / p_.slices,
+                  p_.slices == 1 ? nullptr : kept + i * size + sums_before(group));
+      });
+      for_each_item(p_.threads, p_.slices == 1 ? 0 : groups_, [&](int64_t group) {
+        Workspace space;
+        space.plan<int64_t>(taps_);
+        space.open();
+        int64_t* positions = space.take<int64_t>(taps_);
+        const T* sums = kept + sums_before(group);
+        for (int64_t slice = first; slice < end; ++slice, sums += size)
+          add_sums(sums, group, positions, slice == 0);
+      });
     });
   }
 
@@ -115,6 +133,17 @@ class LaneWeightGrad {
     return by_inputs < by_outputs;
   }
 
+  // Of all groups before one.
+  int64_t sums_before(int64_t group) const {
+    int64_t count = 0;
+    for (int64_t g = 0; g < group; ++g) count += sums_size(g);
+    return count;
+  }
+  int64_t sums_size(int64_t group) const {
+    const int64_t ins = inputs_.count(group), outs = outputs_.count(group);
+    return taps_ * (over_inputs_ ? in_lanes(ins) * outs : in_lanes(outs) * ins);
+  }
+
   int64_t source_rows(const Tile& tile) const {
     return (tile.rows - 1) * sweep_.source_step_h + reach_.rows();
   }
@@ -122,15 +151,16 @@ class LaneWeightGrad {
     return (tile.cols - 1) * sweep_.source_step_w + reach_.cols();
   }
 
-  void run_slice(int64_t slice, int64_t group, const Tiling& tiling, int64_t begin, int64_t end) const {
+  // `kept`: memory for the sums, or null: they are added to the gradient.
+  void run_slice(int64_t group, const Tiling& tiling, int64_t begin, int64_t end, T* kept) const {
     const Tile first = tiling.tile(sweep_, 0);  // no tile is larger
     const int64_t ins = inputs_.count(group), outs = outputs_.count(group);
     const int64_t width = over_inputs_ ? outs : in_lanes(outs);  // of the gradient's pixels
-    const int64_t sums_size = taps_ * (over_inputs_ ? in_lanes(ins) * outs : in_lanes(outs) * ins);
+    const int64_t own = kept ? 0 : sums_size(group);
     if (ins == 0 || outs == 0) return;
     const int64_t source_size = source_rows(first) * source_cols(first);
     Workspace space;
-    space.plan<T>(sums_size);
+    space.plan<T>(own);
     space.plan<T>(source_size * ins);
     space.plan<T>(first.rows * first.cols * width);
     space.plan<int32_t>(source_size);
@@ -139,7 +169,8 @@ class LaneWeightGrad {
     space.plan<T>(p_.prologue ? ins : 0);
     space.plan<T>(p_.prologue ? ins : 0);
     space.open();
-    T* sums = space.take<T>(sums_size);
+    T* sums = space.take<T>(own);
+    if (kept) sums = kept;
     T* source = space.take<T>(source_size * ins);
     T* grad = space.take<T>(first.rows * first.cols * width);
     int32_t* places = space.take<int32_t>(source_size);
@@ -157,7 +188,7 @@ class LaneWeightGrad {
       prologue = {scale, shift, p_.prologue.relu};
     }
     const int64_t run_count = list_runs(runs);
-    fill_zero(sums, sums_size);
+    fill_zero(sums, sums_size(group));
     for (int64_t unit = begin; unit < end; ++unit) {
       const Tile tile = tiling.tile(sweep_, unit % tiling.count);
       const int64_t n = unit / tiling.count;
@@ -171,10 +202,15 @@ class LaneWeightGrad {
         add_tile(tile, runs, run_count, ins, outs, source, grad, sums);
       }
     }
-    const int64_t block = slice * p_.partition->entries() + p_.partition->weight_offsets[group];
-    T* weight_grad = p_.weight_grad + block * p_.window_area;
+    if (!kept) add_sums(sums, group, positions, true);
+  }
+
+  // `first`: nothing was added before.
+  void add_sums(const T* sums, int64_t group, int64_t* positions, bool first) const {
+    const int64_t ins = inputs_.count(group), outs = outputs_.count(group);
+    T* weight_grad = p_.weight_grad + p_.partition->weight_offsets[group] * p_.window_area;
     if (over_inputs_) {
-      unpack_over_inputs(sums, ins, outs, weight_grad);
+      unpack_over_inputs(sums, ins, outs, first && p_.whole, weight_grad);
     } else {
       unpack(sums, ins, outs, positions, weight_grad);
     }
@@ -293,7 +329,7 @@ class LaneWeightGrad {
   }
 
   // [lanes of inputs][tap][output][lane] to [output][input][tap].
-  void unpack_over_inputs(const T* sums, int64_t ins, int64_t outs, T* weight_grad) const {
+  void unpack_over_inputs(const T* sums, int64_t ins, int64_t outs, bool overwrites, T* weight_grad) const {
     const int64_t area = p_.window_area;
     bool in_order = taps_ == area;
     for (int64_t t = 0; t < taps_; ++t)
@@ -303,7 +339,7 @@ class LaneWeightGrad {
       for (int64_t r = 0; r < outs; ++r) {
         const T* from = sums + r * width;
         T* to = weight_grad + (r * ins + first) * area;
-        if (in_order && p_.whole) {  // nothing was added before
+        if (in_order && overwrites) {
           transpose_in(from, tap_distance, taps_, channels, to, area);
           continue;
         }

@@ -68,22 +68,24 @@ class PixelPairsGrad {
     const int64_t cuts = cut ? smaller(blocks(most_inputs_), 4 * p_.threads.count) : 1;
     const Tiling tiling = cut_into_tiles();
     const PairGradSums sums(p_);
-    for_each_item(p_.threads, p_.slices * group_items * cuts, [&](int64_t item) {
-      const int64_t part = item % cuts, group = item / cuts % group_items * groups_at_once;
-      Item here{item / cuts / group_items, group, group + groups_at_once};
-      if (cut) {
-        here.first_input = blocks(most_inputs_) * part / cuts * block_cols;
-        here.end_input = blocks(most_inputs_) * (part + 1) / cuts * block_cols;
-      }
-      run_item(here, tiling, sums);
-    });
     bool finite = true;
-    for_each_item(p_.threads, groups_, [&](int64_t group) {
-      if (!sums.store(group)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+    for_each_round(p_.threads, p_.slices, [&](int64_t first, int64_t end) {
+      for_each_item(p_.threads, (end - first) * group_items * cuts, [&](int64_t item) {
+        const int64_t part = item % cuts, group = item / cuts % group_items * groups_at_once;
+        const int64_t slice = item / cuts / group_items;
+        Item here{first + slice, slice, group, group + groups_at_once};
+        if (cut) {
+          here.first_input = blocks(most_inputs_) * part / cuts * block_cols;
+          here.end_input = blocks(most_inputs_) * (part + 1) / cuts * block_cols;
+        }
+        run_item(here, tiling, sums);
+      });
+      for_each_item(p_.threads, groups_, [&](int64_t group) {
+        if (!sums.store(group, end - first, first > 0)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+      });
     });
-    if (finite) return true;
-    fill_zero(p_.weight_grad, p_.slices * p_.partition->entries() * p_.window_area);
-    return false;
+    if (!finite) fill_zero(p_.weight_grad, p_.partition->entries() * p_.window_area);
+    return finite;
   }
 
  private:
@@ -98,7 +100,8 @@ class PixelPairsGrad {
 
   // Groups of a slice of the batch, and which of their inputs.
   struct Item {
-    int64_t slice, first_group, end_group;
+    int64_t slice, sums;  // which, and which of those whose sums are kept
+    int64_t first_group, end_group;
     int64_t first_input = 0, end_input = INT64_MAX;
 
     int64_t inputs_end(int64_t count) const { return smaller(end_input, count); }
@@ -157,7 +160,7 @@ class PixelPairsGrad {
     int64_t unit = units * item.slice / p_.slices;
     if (unit == end) {  // fewer tiles than slices
       for (int64_t g = item.first_group; g < item.end_group; ++g) {
-        fill_zero(sums.of(item.slice, g), sums.of_group(g));
+        fill_zero(sums.of(item.sums, g), sums.of_group(g));
       }
       return;
     }
@@ -242,7 +245,7 @@ class PixelPairsGrad {
       const BFloat16* grads =
           scratch.grads + (sides_.grad_whole ? outputs_.offsets[g] : 0) * scratch.grad_distance;
       if (any_odd_) shift_rows(grads, outs, block, scratch);
-      float* sums = all_sums.of(item.slice, g) + item.first_input / block_cols * sums_of_inputs;
+      float* sums = all_sums.of(item.sums, g) + item.first_input / block_cols * sums_of_inputs;
       for (int64_t i = item.first_input; i < ins; i += blocks_at_once_ * block_cols) {
         const int64_t count = smaller(blocks_at_once_ * block_cols, ins - i);
         for (int64_t at = 0; at < block.places.padded; at += block.at_once) {

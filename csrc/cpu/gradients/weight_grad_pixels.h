@@ -2,12 +2,13 @@
 // input channels, whichever takes fewer instructions (correlate_pixels.h).
 //
 // A tile of pixels is small enough that what one group reads of it stays in L1 while the group's sums pass
-// over it. The sums of all groups are kept, lanes next to each other, until a slice of the batch is done,
-// and are then transposed into the packed gradient.
+// over it. The sums of all groups are kept, lanes next to each other, until some slices of the batch are done, and are
+// then transposed and added to the packed gradient, in order.
 #pragma once
 
 #include "cpu/products/correlate_pixels.h"
 #include "cpu/staging/pixels.h"
+#include "cpu/staging/slices.h"
 #include "cpu/staging/workspace.h"
 
 namespace groupconv::cpu {
@@ -40,7 +41,11 @@ class PixelWeightGrad {
         grad_(p_.grad, lattice_, outputs_, groups_, true) {
     for (int64_t g = 0; g < groups_; ++g) {
       most_group_ = larger(most_group_, inputs_.count(g) + outputs_.count(g));
-      for_each_block(g, [&](int64_t, int64_t, int64_t width) { sums_ += width * singles(g) * taps_; });
+      for_each_block(g, [&](int64_t, int64_t, int64_t width) {
+        sums_ += width * singles(g) * taps_;
+        most_sums_ = larger(most_sums_, width * singles(g));
+        ++blocks_;
+      });
     }
   }
 
@@ -48,10 +53,13 @@ class PixelWeightGrad {
     Workspace shared;
     input_.plan(shared);
     grad_.plan(shared);
+    const int64_t at_once = slices_at_once(p_.threads, p_.slices);
+    shared.plan<T>(at_once * sums_);
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
     input_.open(shared);
     grad_.open(shared);
+    T* sums = shared.take<T>(at_once * sums_);
 
     // What one group reads of a tile stays in L1.
     constexpr int64_t l1_share = 24 << 10;
@@ -62,8 +70,13 @@ class PixelWeightGrad {
     input_.set_widest(tiling.tile_cols);
     grad_.set_widest(tiling.tile_cols);
     const int64_t tiles = p_.input.batch * tiling.count;
-    for_each_item(p_.threads, p_.slices, [&](int64_t slice) {
-      run_slice(slice, tiling, tiles * slice / p_.slices, tiles * (slice + 1) / p_.slices);
+    const int64_t parts = p_.threads.count > 1 ? smaller(blocks_, 4 * p_.threads.count) : 1;
+    for_each_round(p_.threads, p_.slices, [&](int64_t first, int64_t end) {
+      for_each_item(p_.threads, end - first, [&](int64_t i) {
+        const int64_t slice = first + i;
+        run_slice(tiling, tiles * slice / p_.slices, tiles * (slice + 1) / p_.slices, sums + i * sums_);
+      });
+      for_each_item(p_.threads, parts, [&](int64_t part) { unpack(sums, first, end, part, parts); });
     });
   }
 
@@ -97,14 +110,12 @@ class PixelWeightGrad {
   }
   int64_t singles(int64_t group) const { return over_inputs_ ? outputs_.count(group) : inputs_.count(group); }
 
-  void run_slice(int64_t slice, const Tiling& tiling, int64_t begin, int64_t end) const {
+  void run_slice(const Tiling& tiling, int64_t begin, int64_t end, T* sums) const {
     const Tile first = tiling.tile(sweep_, 0);  // no tile is larger
     Workspace space;
-    space.plan<T>(sums_);
     space.plan<T>(input_.staged_size(first));
     space.plan<T>(grad_.staged_size(first));
     space.open();
-    T* sums = space.take<T>(sums_);
     T* staged_input = space.take<T>(input_.staged_size(first));
     T* staged_grad = space.take<T>(grad_.staged_size(first));
     fill_zero(sums, sums_);
@@ -113,7 +124,6 @@ class PixelWeightGrad {
       const Tile tile = tiling.tile(sweep_, i % tiling.count);
       add_tile(tile, input_.open_tile(n, tile, staged_input), grad_.open_tile(n, tile, staged_grad), sums);
     }
-    unpack(sums, p_.weight_grad + slice * p_.partition->entries() * p_.window_area);
   }
 
   void add_tile(const Tile& tile, const T* input, const T* grad, T* sums) const {
@@ -151,25 +161,37 @@ class PixelWeightGrad {
     }
   }
 
-  void unpack(const T* sums, T* weight_grad) const {
+  // Of every `parts`-th block of lanes, from `part` on.
+  void unpack(const T* sums, int64_t first_slice, int64_t end_slice, int64_t part, int64_t parts) const {
     const int64_t area = p_.window_area;
+    Workspace space;
+    space.plan<T>(most_sums_);
+    space.open();
+    T* turned = space.take<T>(most_sums_);
+    int64_t index = 0;
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t inputs = inputs_.count(g), count = singles(g);
-      T* block = weight_grad + p_.partition->weight_offsets[g] * area;
+      T* block = p_.weight_grad + p_.partition->weight_offsets[g] * area;
       // Distances in the packed gradient: of lanes, and of what is broadcast.
       const int64_t lane_step = over_inputs_ ? area : inputs * area;
       const int64_t single_step = over_inputs_ ? inputs * area : area;
       for_each_block(g, [&](int64_t first, int64_t channels, int64_t width) {
+        const T* of_block = sums;
+        sums += taps_ * count * width;
+        if (index++ % parts != part) return;
         T* rows = block + first * lane_step;
-        if (!over_inputs_ && area == 1 && taps_ == 1) {  // no second sweep can follow
-          transpose_in(sums, width, count, channels, rows, count);
-          sums += count * width;
-          return;
-        }
-        for (const Tap& tap : sweep_.taps) {
-          for (int64_t i = 0; i < count; ++i, sums += width) {
-            T* to = rows + i * single_step + tap.weight;
-            for (int64_t r = 0; r < channels; ++r) to[r * lane_step] += sums[r];
+        for (int64_t slice = first_slice; slice < end_slice; ++slice, of_block += sums_) {
+          if (!over_inputs_ && area == 1 && taps_ == 1) {  // no second sweep can follow
+            transpose_in(of_block, width, count, channels, slice == 0 ? rows : turned, count);
+            for (int64_t i = 0; slice > 0 && i < channels * count; ++i) rows[i] += turned[i];
+            continue;
+          }
+          const T* from = of_block;
+          for (const Tap& tap : sweep_.taps) {
+            for (int64_t i = 0; i < count; ++i, from += width) {
+              T* to = rows + i * single_step + tap.weight;
+              for (int64_t r = 0; r < channels; ++r) to[r * lane_step] += from[r];
+            }
           }
         }
       });
@@ -183,7 +205,9 @@ class PixelWeightGrad {
   int64_t groups_, taps_;
   bool over_inputs_;
   PixelSource<Stored> input_, grad_;
-  int64_t most_group_ = 0, sums_ = 0;
+  int64_t most_group_ = 0;
+  int64_t sums_ = 0, most_sums_ = 0;  // of a slice, of a tap of a block of lanes
+  int64_t blocks_ = 0;
 };
 
 }  // namespace

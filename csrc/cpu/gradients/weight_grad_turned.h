@@ -7,6 +7,7 @@
 
 #include "cpu/gradients/pointwise_grad.h"
 #include "cpu/staging/sides.h"
+#include "cpu/staging/slices.h"
 #include "cpu/staging/workspace.h"
 
 namespace groupconv::cpu {
@@ -47,7 +48,8 @@ class TurnedWeightGrad {
   }
 
   void run() const {
-    for_each_item(p_.threads, p_.slices, [&](int64_t slice) { run_slice(slice); });
+    add_slices(p_.threads, p_.slices, 1, p_.weight_grad, p_.partition->entries(),
+               [&](int64_t slice, int64_t, T* weight_grad) { run_slice(slice, weight_grad); });
   }
 
  private:
@@ -59,7 +61,7 @@ class TurnedWeightGrad {
     return ((lines - 1) | 1) * line;
   }
 
-  void run_slice(int64_t slice) const {
+  void run_slice(int64_t slice, T* weight_grad) const {
     const int64_t distance = row_distance<T>(cut_);
     // The rows as an image.
     WeightGradProblem<T> rows = p_;
@@ -98,7 +100,7 @@ class TurnedWeightGrad {
                                           Products::ahead(p_.grad, next, nullptr, p_.grad.channels),
                                           products.tiles()};
       for (int64_t g = 0; g < groups_; ++g) {
-        products.add(slice, g, {0, 0, count}, grad_rows + outputs_.offsets[g], scratch, &later);
+        products.add(weight_grad, g, {0, 0, count}, grad_rows + outputs_.offsets[g], scratch, &later);
       }
     }
   }

@@ -13,6 +13,7 @@ from helpers import (
     DTYPES,
     ISAS,
     LAYOUTS,
+    MIXED,
     PARTITIONS,
     Exact,
     Geometry,
@@ -152,6 +153,39 @@ def test_tiles_and_slices(groups: int) -> None:
     assert_as_expected(problem(partition, Geometry((45, 51)), "relu", batch=5))
 
 
+def large(partition: Partition, dtype: torch.dtype, layout: str) -> Problem:
+    """Of clamped pixels in channels_last so many that they are taken in parts."""
+    numbers = (7 << 20) // (dtype.itemsize * partition.out_channels)
+    size = (numbers // 2 // 120, 120)
+    return problem(partition, Geometry(size), "relu6", LAYOUTS[layout], dtype, batch=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "partition",
+    [Partition.random(70, 100, 2, seed=1), Partition.random(24, 24, 24, seed=1), MIXED],
+    ids=("wide", "channelwise", "mixed"),
+)
+def test_pixels_in_parts(isa: str, dtype: torch.dtype, partition: Partition) -> None:
+    with forced_isa(isa):
+        assert_as_expected(large(partition, dtype, "channels_last"))
+
+
+def test_some_channels_of_pixels_in_parts() -> None:
+    given = large(Partition.random(40, 56, 4, seed=1), torch.float32, "channels_last")
+
+    def some(t: torch.Tensor) -> torch.Tensor:
+        n, channels, height, width = t.shape
+        wide = LAYOUTS["channels_last"](torch.randn(n, channels + 5, height, width))
+        return wide[:, 3:-2].copy_(t)
+
+    assert given.output is not None
+    assert_as_expected(
+        given._replace(grad=some(given.grad), output=some(given.output), x=some(given.x))
+    )
+
+
 @each_layout
 @each_clamp
 def test_a_gradient_that_lies_otherwise_than_the_output(clamp: str, layout: Layout) -> None:
@@ -187,7 +221,8 @@ def test_few_images(size: tuple[int, int], batch: int) -> None:
 def test_bits_do_not_depend_on_threads(channels: int, layout: Layout) -> None:
     partition = Partition.random(channels, channels, 4, seed=2)
     before = torch.get_num_threads()
-    for geometry in (Geometry((40, 40)), Geometry((20, 20), (3, 3), padding=(1, 1, 1, 1))):
+    wide, windowed = Geometry((120, 90)), Geometry((20, 20), (3, 3), padding=(1, 1, 1, 1))
+    for geometry in (Geometry((40, 40)), wide, windowed):
         given = problem(partition, geometry, "relu", layout)
         try:
             torch.set_num_threads(1)

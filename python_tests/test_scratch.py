@@ -50,6 +50,9 @@ LAYERS = [  # window, channels, side, groups, images, stride
 RAGGED = [(1, 900, 14, 5, 4, 1), (3, 390, 14, 3, 4, 1), (3, 150, 28, 20, 2, 1)]
 """Groups of different sizes."""
 
+IN_ONE_PASS = [(1, 256, 56, 8, 4, 1), (1, 64, 56, 4, 16, 1)]
+"""Whose gradient under a clamp is never stored whole."""
+
 Results = torch.Tensor | tuple[torch.Tensor, ...]
 
 
@@ -94,10 +97,11 @@ def passes(
         copy,
         lambda: _ops.conv2d_input_grad(grad, weight, table, *sizes, last),
     )
-    one_pass = (grad, None, x, weight, table, *geometry, 0, True, True, True)
+    clamped, activation = (forward().relu(), 1) if layer in IN_ONE_PASS else (None, 0)
+    all_three = (x, weight, table, *geometry, activation, True, True, True)
     sizes = (partition.entries, window, window, *geometry)
     yield "weight gradient", copy, lambda: _ops.conv2d_weight_grad(grad, x, table, *sizes)
-    yield "backward", copy, lambda: _ops.conv2d_backward(*one_pass)
+    yield "backward", copy, lambda: _ops.conv2d_backward(grad, clamped, *all_three)
 
 
 def check(threads: int) -> None:
@@ -106,8 +110,13 @@ def check(threads: int) -> None:
     torch.set_num_threads(threads)
     seen = 0  # the most
     for layer, dtype, layout, prepared in itertools.product(
-        LAYERS + RAGGED, (torch.float32, torch.bfloat16), ("NCHW", "channels_last"), (False, True)
+        LAYERS + RAGGED + IN_ONE_PASS,
+        (torch.float32, torch.bfloat16),
+        ("NCHW", "channels_last"),
+        (False, True),
     ):
+        if layer in IN_ONE_PASS and dtype == torch.bfloat16:
+            continue
         for isa in ISAS:
             if isa == "scalar" or (isa == "avx512_bf16" and dtype == torch.float32):
                 continue

@@ -63,7 +63,7 @@ struct WeightGradProblem {
   const PartitionView* partition = nullptr;
   int64_t window_area = 1;
   const Sweep* sweep = nullptr;  // of the forward pass
-  bool whole = true;             // no other sweep adds to this gradient
+  bool whole = true;             // no other call adds to this gradient
   Threads threads;
 };
 
@@ -82,7 +82,8 @@ struct EpilogueGradProblem {
 };
 
 // All gradients of a pointwise convolution, its images flattened to rows. weight_grad is zeroed, and made as that
-// of WeightGradProblem; bias_grad is [slices][channels], zeroed, which the caller adds up in order.
+// of WeightGradProblem; bias_grad is [slices][channels], zeroed, which the caller adds up in order. In channels_last,
+// where something was clamped and all pixels are one row, this is done part by part.
 template <class Stored>
 struct PointwiseBackwardProblem {
   Image<const Stored> grad;
@@ -94,6 +95,7 @@ struct PointwiseBackwardProblem {
   double* bias_grad = nullptr;  // or null: not wanted
   int64_t slices = 1;
   const PartitionView* partition = nullptr;
+  const Sweep *part = nullptr, *last_part = nullptr;  // sweeps over some pixels and over those that are left
   Activation activation = Activation::none;
   Threads threads;
 };

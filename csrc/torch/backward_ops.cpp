@@ -38,9 +38,8 @@ void add_slices(const std::vector<double>& sums, int64_t slices, Tensor& total) 
   }
 }
 
-struct Wanted {
-  bool input, weight, bias;
-};
+// A fixed cut of pixels, whatever the number of threads.
+constexpr int64_t most_slices = 8;
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -77,7 +76,6 @@ Tensor undo_epilogue(Tensor grad, const std::optional<Tensor>& output, Activatio
       problem.unclamped = problem.unclamped.as_row();
     }
   }
-  constexpr int64_t most_slices = 8;
   problem.activation = activation;
   problem.slices = channels_last ? std::min(most_slices, problem.grad.batch * problem.grad.height) : 1;
   std::vector<double> sums(static_cast<size_t>(want_bias ? problem.slices * grad.size(1) : 0));
@@ -88,21 +86,58 @@ Tensor undo_epilogue(Tensor grad, const std::optional<Tensor>& output, Activatio
   return unclamped;
 }
 
-// One pass pays where a group's rows of a few hundred pixels fit the L2, and images have that many: of smaller
-// ones the weight gradient takes several at once.
-bool suits_one_pass(const PartitionView& partition, const Window& window, int64_t pixels) {
+bool is_pointwise(const Window& window) {
+  return window.area() == 1 && window.stride_h == 1 && window.stride_w == 1 &&
+         window.pad_top + window.pad_bottom + window.pad_left + window.pad_right == 0;
+}
+
+// One pass over rows pays where a group's rows of a few hundred pixels fit the L2, and images have that many: of
+// smaller ones the weight gradient takes several at once.
+template <class Stored>
+bool suits_rows(const cpu::PointwiseBackwardProblem<Stored>& problem) {
   constexpr int64_t most_channels = 512, least_pixels = 512;
-  if (pixels < least_pixels) return false;
-  const bool pointwise = window.area() == 1 && window.stride_h == 1 && window.stride_w == 1 &&
-                         window.pad_top + window.pad_bottom + window.pad_left + window.pad_right == 0;
-  if (!pointwise || partition.inputs_overlap || partition.entries() == 0) return false;
+  const PartitionView& partition = *problem.partition;
+  if (problem.grad.height * problem.grad.width < least_pixels || partition.inputs_overlap) return false;
   for (int64_t g = 0; g < partition.groups; ++g) {
     if (partition.inputs.count(g) + partition.outputs.count(g) > most_channels) return false;
   }
-  return true;
+  return reads_as_row(problem.grad) && reads_as_row(problem.input) &&
+         (!problem.output.data || reads_as_row(problem.output));
 }
 
-// False where the images are not rows that can be read where they lie.
+// All pixels of all images, evenly spaced, one after the other.
+template <class Element>
+bool lies_in_one_row(const Image<Element>& image) {
+  return image.channels_last() && image.flat() &&
+         (image.batch == 1 || image.stride_n == image.height * image.width * image.stride_w);
+}
+template <class Element>
+Image<Element> as_one_row(const Image<Element>& image) {
+  Image<Element> row = image.as_row();
+  row.width *= row.batch;
+  row.batch = 1;
+  return row;
+}
+
+// Kernels prepare a weight for every part, and a larger one would not stay in a cache with what belongs to it.
+template <class Stored>
+int64_t pixels_of_part(int64_t channels) {
+  constexpr int64_t unclamped_bytes = 512 << 10;
+  return std::max<int64_t>(unclamped_bytes / (channels * static_cast<int64_t>(sizeof(Stored))), 1);
+}
+
+// One pass over pixels pays where more lies between two readings of a clamped gradient than a cache keeps, and where
+// it takes little to bring the weight in order for every part.
+template <class Stored>
+bool suits_pixels(const cpu::PointwiseBackwardProblem<Stored>& problem) {
+  constexpr int64_t least_bytes = 6 << 20, most_weight_bytes = 256 << 10, size = sizeof(Stored);
+  const auto& grad = problem.grad;
+  return problem.output.data && lies_in_one_row(grad) && lies_in_one_row(problem.output) &&
+         lies_in_one_row(problem.input) && problem.partition->entries() * size <= most_weight_bytes &&
+         grad.batch * grad.height * grad.width * grad.channels * size >= least_bytes;
+}
+
+// False where the images are not rows, or pixels, that can be read where they lie, and where it does not pay.
 template <class Stored>
 bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const Tensor& input,
                  const Tensor& weight, const PartitionView& partition, Activation activation, bool want_bias,
@@ -111,27 +146,38 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   problem.grad = image_of<const Stored>(grad);
   problem.input = image_of<const Stored>(input);
   if (output) problem.output = image_of<const Stored>(*output);
-  if (is_channels_last(input) || !reads_as_row(problem.grad) || !reads_as_row(problem.input) ||
-      (output && !reads_as_row(problem.output)))
-    return false;
+  problem.partition = &partition;
+  const bool channels_last = is_channels_last(input);
+  if (!(channels_last ? suits_pixels(problem) : suits_rows(problem))) return false;
 
-  auto& [input_grad, weight_grad, bias_grad] = gradients;
-  input_grad = empty_image(input, sizes_of(input), false);
-  if (!partition.inputs_complete) torch::stable::zero_(input_grad);
   const int64_t pixels = grad.size(0) * grad.size(2) * grad.size(3);
-  problem.slices = partition.groups >= enough_groups ? 1 : slices_of_batch(pixels);
+  const int64_t part = channels_last ? pixels_of_part<Stored>(grad.size(1)) : pixels;
+  const int64_t parts = (pixels - 1) / part + 1;
+  if (channels_last) {
+    problem.slices = std::min<int64_t>(parts, most_slices);
+  } else if (partition.groups < enough_groups) {
+    problem.slices = slices_of_batch(pixels);
+  }
+  auto& [input_grad, weight_grad, bias_grad] = gradients;
+  input_grad = empty_image(input, sizes_of(input), channels_last);
+  if (!partition.inputs_complete) torch::stable::zero_(input_grad);
   weight_grad = torch::stable::new_zeros(input, {partition.entries(), 1, 1});
   std::vector<double> sums(static_cast<size_t>(want_bias ? problem.slices * grad.size(1) : 0));
-
   const Tensor packed = for_compute<Stored>(weight);
-  problem.grad = problem.grad.as_row();
-  problem.input = problem.input.as_row();
-  if (output) problem.output = problem.output.as_row();
-  problem.input_grad = image_of<Stored>(input_grad).as_row();
+  const Sweep whole_part = one_row(part), last_part = one_row(pixels - (parts - 1) * part);
+
+  const auto as_rows = [&](auto image) { return channels_last ? as_one_row(image) : image.as_row(); };
+  problem.grad = as_rows(problem.grad);
+  problem.input = as_rows(problem.input);
+  if (output) problem.output = as_rows(problem.output);
+  problem.input_grad = as_rows(image_of<Stored>(input_grad));
   problem.weight = static_cast<const Stored*>(packed.data_ptr());
   problem.weight_grad = static_cast<Stored*>(weight_grad.data_ptr());
   if (want_bias) problem.bias_grad = sums.data();
-  problem.partition = &partition;
+  if (channels_last) {
+    problem.part = &whole_part;
+    problem.last_part = &last_part;
+  }
   problem.activation = activation;
   problem.threads = threads_for(partition, Window{}, pixels);
   cpu::typed<Stored>(cpu::kernels()).pointwise_backward(problem);
@@ -173,8 +219,7 @@ Gradients conv2d_backward(const Tensor& grad, const std::optional<Tensor>& outpu
     Gradients gradients{nothing, nothing, nothing};
     if (want_bias) std::get<2>(gradients) = torch::stable::new_zeros(input, {grad.size(1)});
     if constexpr (std::is_same_v<Stored, cpu::compute_t<Stored>>) {
-      if (want_input && want_weight && grad.numel() > 0 &&
-          suits_one_pass(partition, window, grad.size(2) * grad.size(3)) &&
+      if (want_input && want_weight && is_pointwise(window) && grad.numel() > 0 && partition.entries() > 0 &&
           in_one_pass<Stored>(grad, output, input, weight, partition, clamp, want_bias, gradients)) {
         return gradients;
       }

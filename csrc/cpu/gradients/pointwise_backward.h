@@ -5,6 +5,7 @@
 // wide enough is a sum of outer products, which read less from L2; of others it is made by correlate_rows.
 #pragma once
 
+#include "cpu/gradients/clamped_pixels_backward.h"
 #include "cpu/gradients/epilogue_grad.h"
 #include "cpu/gradients/pointwise_grad.h"
 #include "cpu/products/correlate.h"
@@ -160,7 +161,10 @@ class PointwiseBackward {
 // Only of what is stored in the type that is computed in: rows are read where they lie.
 template <class Stored>
 void pointwise_backward(const PointwiseBackwardProblem<Stored>& problem) {
-  if constexpr (__is_same(Stored, compute_t<Stored>)) PointwiseBackward<Stored>(problem).run();
+  if constexpr (__is_same(Stored, compute_t<Stored>)) {
+    if (problem.part) return ClampedPixelsBackward<Stored>(problem).run();
+    PointwiseBackward<Stored>(problem).run();
+  }
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ from .chain import chain
 from .counting import Count, count
 from .doctor import doctor, native_library
 from .functional import conv1d, conv2d
+from .kept_weights import KeptWeights, keep_weights, kept_weights
 from .learned import dgconv_conv2d, dgconv_weight, flgc_conv2d, flgc_weight
 from .partition import Partition
 from .prologue import Prologue
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Count",
+    "KeptWeights",
     "Partition",
     "Prologue",
     "Quantization",
@@ -38,6 +40,8 @@ __all__ = [
     "doctor",
     "flgc_conv2d",
     "flgc_weight",
+    "keep_weights",
+    "kept_weights",
     "models",
     "native_library",
     "nn",

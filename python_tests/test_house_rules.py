@@ -31,6 +31,7 @@ FLOORS = (
         "backends",
         "functional",
         "learned",
+        "kept_weights",
     ),
     *("chain", "separable", "two_level", "quantization"),
     *("nn", "models", "counting"),

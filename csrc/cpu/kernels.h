@@ -22,6 +22,8 @@ struct Threads {
   void (*run)(int64_t items, void (*body)(void* context, int64_t item), void* context) = nullptr;
 };
 
+class WeightKeeper;  // packed_weight.h
+
 // Staged rows of one tile and the sums made from them stay in a core's L2 together.
 constexpr int64_t tile_bytes = 384 << 10;
 
@@ -48,6 +50,7 @@ struct ConvolveProblem {
   int64_t window_area = 1;
   const Sweep* sweep = nullptr;
   Activation activation = Activation::none;
+  WeightKeeper* keeper = nullptr;  // who may have the weight packed already; null: nobody
   Threads threads;
 };
 

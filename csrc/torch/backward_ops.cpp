@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "torch/cpu_ops.h"
+#include "torch/kept_weights.h"
 
 namespace groupconv::ops {
 namespace {
@@ -180,6 +181,7 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   }
   problem.activation = activation;
   problem.threads = threads_for(partition, Window{}, pixels);
+  drop_kept_before_change();
   cpu::typed<Stored>(cpu::kernels()).pointwise_backward(problem);
 
   if (want_bias) add_slices<Stored>(sums, problem.slices, bias_grad);

@@ -12,6 +12,7 @@
 #include "core/partition.h"
 #include "core/sweep.h"
 #include "cpu/dispatch.h"
+#include "torch/kept_weights.h"
 #include "torch/prologue.h"
 #include "torch/threads.h"
 
@@ -41,19 +42,11 @@ int64_t positions(const std::vector<Axis>& axes) {
 
 }  // namespace
 
-Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
-              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
-              int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
-  return conv2d_after(nullptr, input, weight, bias, residual, table, out_channels, stride_h, stride_w,
-                      pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, activation);
-}
-
-Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const Tensor& weight,
-                    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                    const Tensor& table, int64_t out_channels, int64_t stride_h, int64_t stride_w,
-                    int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
-                    int64_t dilation_h, int64_t dilation_w, int64_t activation) {
+Tensor conv2d_after(const PrologueTensors* prologue, cpu::WeightKeeper* keeper, const Tensor& input,
+                    const Tensor& weight, const std::optional<Tensor>& bias,
+                    const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
+                    int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
+                    int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
   check_image("input", input);
   const KnownPartition known = read_partition(table, input.size(1), out_channels);
   const PartitionView& partition = *known;
@@ -87,6 +80,7 @@ Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const 
     if (residual) problem.residual = image_of<const Stored>(added);
     if (bias) problem.bias = static_cast<const Compute*>(typed_bias.data_ptr());
     problem.partition = &partition;
+    problem.keeper = keeper;
     problem.window_area = window.area();
     problem.activation = activate;
     problem.threads = threads_for(partition, window, sizes[0] * sizes[2] * sizes[3]);
@@ -197,6 +191,7 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
 
   check_dtype(input);
   if (prologue) check_prologue(*prologue, input);
+  drop_kept_before_change();
 
   return for_dtype(input, [&](auto element) {
     using Stored = decltype(element);
@@ -254,6 +249,16 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
 }
 
 namespace {
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+              const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
+              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
+              int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
+  TensorKeeper keeper(weight);
+  return conv2d_after(nullptr, keeper.if_allowed(), input, weight, bias, residual, table, out_channels,
+                      stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w,
+                      activation);
+}
 
 double fma_peak(double seconds, bool bfloat16) {
   const cpu::KernelTable& table = cpu::kernels();

@@ -172,17 +172,12 @@ struct PrologueTensors {
   bool relu = false;
 };
 
-Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
-              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
-              int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation);
-
-// The same of what a prologue makes of the input; null: of the input itself.
-Tensor conv2d_after(const PrologueTensors* prologue, const Tensor& input, const Tensor& weight,
-                    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                    const Tensor& table, int64_t out_channels, int64_t stride_h, int64_t stride_w,
-                    int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
-                    int64_t dilation_h, int64_t dilation_w, int64_t activation);
+// The op conv2d, of what a prologue makes of the input; null: of the input itself. `keeper`: of the weight, or null.
+Tensor conv2d_after(const PrologueTensors* prologue, cpu::WeightKeeper* keeper, const Tensor& input,
+                    const Tensor& weight, const std::optional<Tensor>& bias,
+                    const std::optional<Tensor>& residual, const Tensor& table, int64_t out_channels,
+                    int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
+                    int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t activation);
 
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& table, int64_t in_channels,
                          int64_t height, int64_t width, int64_t stride_h, int64_t stride_w, int64_t pad_top,

@@ -221,9 +221,9 @@ Tensor labelled_conv2d(const Tensor& input, const Tensor& weight, const std::opt
   const Labelled labelled(in_labels, out_labels, groups);
   check_dense("weight", weight, labelled.out_channels(), labelled.in_channels());
   const Tensor packed = packed_from(weight, parsed(labelled.table), input.scalar_type());
-  return conv2d(input, packed, bias, std::nullopt, as_tensor(labelled.table, in_labels),
-                labelled.out_channels(), stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right,
-                dilation_h, dilation_w, 0);
+  return conv2d_after(nullptr, nullptr, input, packed, bias, std::nullopt,
+                      as_tensor(labelled.table, in_labels), labelled.out_channels(), stride_h, stride_w,
+                      pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, 0);
 }
 
 Tensor labelled_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& in_labels,

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "torch/kept_weights.h"
 #include "torch/prologue.h"
 
 namespace groupconv::ops {
@@ -15,8 +16,10 @@ Tensor prologue_conv2d(const Tensor& input, const Tensor& weight, const std::opt
                        int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
                        int64_t dilation_w, int64_t activation) {
   const PrologueTensors prologue{scale, shift, relu};
-  return conv2d_after(&prologue, input, weight, bias, residual, table, out_channels, stride_h, stride_w,
-                      pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, activation);
+  TensorKeeper keeper(weight);
+  return conv2d_after(&prologue, keeper.if_allowed(), input, weight, bias, residual, table, out_channels,
+                      stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w,
+                      activation);
 }
 
 Tensor prologue_conv2d_weight_grad(const Tensor& grad, const Tensor& input,

@@ -68,7 +68,7 @@ class Convolution {
     const Tiling tiles = tiling(
         summed_, larger(p_.threads.run ? divide_up(pieces_for_threads, units) : int64_t{1}, least_tiles()));
     const Sides<Stored> sides(p_);
-    const Weights<Stored, Operand> weights(sides);
+    const Weights<Stored, Operand> weights(sides, true);
     const Gaps gaps(*this, tiles.tile(sweep_, 0));
     for_each_item(p_.threads, units * tiles.count, [&](int64_t item) {
       const int64_t first = item / tiles.count * groups_at_once;

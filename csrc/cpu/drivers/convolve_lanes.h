@@ -9,6 +9,7 @@
 
 #include "cpu/products/multiply.h"
 #include "cpu/products/multiply_lanes.h"
+#include "cpu/staging/packed_memory.h"
 #include "cpu/staging/reach.h"
 #include "cpu/staging/sides.h"
 #include "cpu/staging/stage.h"
@@ -77,20 +78,32 @@ class LaneConvolution<Stored, true> {
     Workspace shared;
     shared.plan<GapVector>(vectors);
     shared.plan<GapVector>(vectors);
+    shared.plan<int64_t>(sides_.groups);
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
     const Gaps gaps{shared.take<GapVector>(vectors), shared.take<GapVector>(vectors)};
     list_gaps<T>(gaps.source, vectors, shape.pitch, left, left + p_.source.width);
     list_gaps<T>(gaps.dest, vectors, shape.pitch, 0, sweep_.cols);
+    int64_t* starts = shared.take<int64_t>(sides_.groups);
+    int64_t weights = 0;
+    for (int64_t g = 0; g < sides_.groups && p_.keeper; ++g) {
+      starts[g] = weights;
+      weights += weights_of(sides_, g);
+    }
+    PackedMemory<T> packed;
+    packed.open(sides_, &packer<LaneConvolution>, weights, smaller(most_by_rows(sweep_), lanes));
 
     // Every cut gives the same sums; one for each thread or two pack the weights least often.
     const int64_t units = p_.dest.batch * tiles.count;
     const int64_t slices =
         smaller(units, p_.threads.count > 1 ? divide_up(4 * p_.threads.count, sides_.groups) : 1);
     for_each_item(p_.threads, sides_.groups * slices, [&](int64_t item) {
-      const int64_t slice = item % slices;
-      run_units(item / slices, tiles, shape, gaps, units * slice / slices, units * (slice + 1) / slices);
+      const int64_t group = item / slices, slice = item % slices;
+      const bool in_kept = packed.kept() && (packed.filled() || slice == 0);  // one of the slices fills it
+      run_units(group, in_kept ? packed.kept() + starts[group] : nullptr, !packed.filled(), tiles, shape,
+                gaps, units * slice / slices, units * (slice + 1) / slices);
     });
+    packed.keep();
   }
 
  private:
@@ -102,11 +115,14 @@ class LaneConvolution<Stored, true> {
   // The last of a group's destinations, where a vector of lanes for each pixel would take longer than rows of pixels:
   // their vectors hold the gaps between rows too, and a multiply-add takes more loads.
   static int64_t dests_by_rows(const Sides<Stored>& sides, int64_t group) {
-    const Sweep& sweep = *sides.problem.sweep;
-    const int64_t left = sides.dests.count(group) % lanes, pixels = sweep.rows * sweep.cols;
+    const int64_t left = sides.dests.count(group) % lanes;
+    return left <= most_by_rows(*sides.problem.sweep) ? left : 0;
+  }
+  static int64_t most_by_rows(const Sweep& sweep) {
+    const int64_t pixels = sweep.rows * sweep.cols;
     const int64_t vectors =
         divide_up(pixels + (sweep.rows - 1) * (sweep.halo_cols - sweep.shared_cols), lanes);
-    return 10 * left * vectors < 9 * pixels ? left : 0;
+    return (9 * pixels - 1) / (10 * vectors);
   }
   // Of a group's other destinations.
   static int64_t width_of(const Sides<Stored>& sides, int64_t group) {
@@ -123,14 +139,16 @@ class LaneConvolution<Stored, true> {
     return runs_of_taps(sweep, taps_together) == TapRuns::none ? 1 : taps_together;
   }
 
-  void run_units(int64_t group, const Tiling& tiles, const PlaneShape& largest, const Gaps& gaps,
-                 int64_t begin, int64_t end) const {
+  // `kept`: where the group's weights are kept, or null.
+  void run_units(int64_t group, T* kept, bool packs, const Tiling& tiles, const PlaneShape& largest,
+                 const Gaps& gaps, int64_t begin, int64_t end) const {
+    const int64_t weights_in_scratch = kept ? 0 : weights_of(sides_, group);
     const int64_t by_rows = dests_by_rows(sides_, group), in_lanes = sides_.dests.count(group) - by_rows;
     const int64_t count = sides_.sources.count(group), width = width_of(sides_, group);
     const int64_t depth = count * sides_.taps, depth_by_rows = by_rows > 0 ? depth : 0;
     const int64_t distance = row_distance<T>(largest.size);
     Workspace space;
-    space.plan<T>(weights_of(sides_, group));
+    space.plan<T>(weights_in_scratch);
     space.plan<T>(width);
     space.plan<T>(count * distance);
     space.plan<T>(most_sums);
@@ -139,7 +157,8 @@ class LaneConvolution<Stored, true> {
     space.plan<int64_t>(depth_by_rows);
     space.plan<T>(most_columns<T> * depth_by_rows);
     space.open();
-    T* weight = space.take<T>(weights_of(sides_, group));
+    T* scratch = space.take<T>(weights_in_scratch);
+    T* weight = kept ? kept : scratch;
     T* bias = space.take<T>(width);
     T* staged = space.take<T>(count * distance);
     T* sums = space.take<T>(most_sums);
@@ -150,7 +169,7 @@ class LaneConvolution<Stored, true> {
     rows.gaps = gaps.dest;
     open_rows(rows, space, group, staged, distance, largest.pitch);
 
-    for (int64_t first = 0; first < in_lanes; first += lanes) {
+    for (int64_t first = 0; first < in_lanes && packs; first += lanes) {
       pack(group, first, smaller(lanes, in_lanes - first), weight + first * depth);
     }
     for (int64_t r = 0; r < width; ++r)

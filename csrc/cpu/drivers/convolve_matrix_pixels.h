@@ -64,8 +64,7 @@ class MatrixPixelConvolution {
     const SharedScratch memory(shared.bytes());
     shared.open(memory);
     open(shared);
-    MatrixWeights weights(sides_);
-    weights.turn();
+    const MatrixWeights weights(sides_, true);
     const Tiling tiling(sweep_, pixel_ * step_h_ * step_w_, sum_distance_, sizeof(BFloat16),
                         p_.threads.run ? divide_up(pieces_for_threads, p_.dest.batch) : 1);
     const int64_t cols = (tiling.tile_cols - 1) * step_w_ + reach_.cols();

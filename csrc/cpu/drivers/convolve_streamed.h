@@ -86,6 +86,7 @@ class StreamedConvolution {
     for (int64_t n = 0; n < p_.dest.batch; n += at_once) {
       run_images(n, smaller(at_once, p_.dest.batch - n));
     }
+    blocks_.keep();
   }
 
  private:
@@ -123,11 +124,14 @@ class StreamedConvolution {
 
   // A block of channels, of images [begin, end) of those from `first` on.
   void run_block(int64_t block, int64_t first, int64_t begin, int64_t end) const {
+    T* kept = blocks_.kept(block, begin == 0);
+    const int64_t in_scratch = kept ? 0 : blocks_.packed_size(block);
     Workspace space;
-    space.plan<T>(blocks_.packed_size(block));
+    space.plan<T>(in_scratch);
     space.open();
-    T* weights = space.take<T>(blocks_.packed_size(block));
-    blocks_.pack(block, weights);
+    T* scratch = space.take<T>(in_scratch);
+    T* weights = kept ? kept : scratch;
+    if (!blocks_.filled()) blocks_.pack(block, weights);
 
     const PixelPlane& plane = source_.plane(blocks_.group(block));
     PixelRun<T> run{};

@@ -9,6 +9,7 @@
 
 #include "cpu/drivers/pixel_costs.h"
 #include "cpu/products/multiply.h"
+#include "cpu/staging/packed_memory.h"
 #include "cpu/staging/pixels.h"
 #include "cpu/staging/sides.h"
 #include "cpu/staging/workspace.h"
@@ -128,12 +129,14 @@ class DeepBlocks {
   }
 
   explicit DeepBlocks(const Sides<Stored>& sides) : sides_(sides) {
+    int64_t weights = 0;
     for (int64_t g = 0; g < sides_.groups; ++g) {
       for_each_deep_block(sides_.dests.count(g), [&](int64_t, int64_t) { ++count_; });
-      weights_ += sides_.dests.count(g) * row_size(g);
+      weights += sides_.dests.count(g) * row_size(g);
       sums_ += sides_.dests.count(g);
       most_sources_ = larger(most_sources_, sides_.sources.count(g));
     }
+    packed_.open(sides_, &packer<DeepBlocks>, weights);
   }
 
   int64_t sums() const { return sums_; }
@@ -141,7 +144,7 @@ class DeepBlocks {
   bool writes_runs() const { return writes_neighbours(sides_); }
 
   void plan(Workspace& shared) const {
-    shared.plan<T>(weights_);
+    packed_.plan(shared);
     shared.plan<T>(sums_);
     shared.plan<int32_t>(divide_up(most_sources_, lanes) * lanes);
     shared.plan<int64_t>(sides_.taps);
@@ -149,7 +152,7 @@ class DeepBlocks {
   }
 
   void prepare(Workspace& shared, const PixelSource<Stored>& source, bool dest_direct, int32_t* places) {
-    T* weights = shared.take<T>(weights_);
+    T* weights = packed_.take(shared);
     T* bias = shared.take<T>(sums_);
     int32_t* columns = shared.take<int32_t>(divide_up(most_sources_, lanes) * lanes);
     offsets_ = shared.take<int64_t>(sides_.taps);
@@ -168,7 +171,7 @@ class DeepBlocks {
         for (int64_t r = 0; r < rows; ++r) {
           places[to[r]] = static_cast<int32_t>(sum + r);
           bias[r] = sides_.bias(to[r]);
-          pack(g, first + r, columns, rows, weights + r * lanes);
+          if (!packed_.filled()) pack(g, first + r, columns, rows, weights + r * lanes);
         }
         weights += rows * row_size(g);
         bias += rows;
@@ -176,6 +179,7 @@ class DeepBlocks {
       });
       read += sources;
     }
+    packed_.keep();
   }
 
   void run(int64_t index, const PixelRun<T>& run) const {
@@ -210,7 +214,8 @@ class DeepBlocks {
   }
 
   const Sides<Stored>& sides_;
-  int64_t count_ = 0, sums_ = 0, weights_ = 0, most_sources_ = 0;
+  int64_t count_ = 0, sums_ = 0, most_sources_ = 0;
+  PackedMemory<T> packed_;
   int64_t* offsets_ = nullptr;
   Block* blocks_ = nullptr;
 };

@@ -28,7 +28,8 @@ class VectorRowProducts {
   }
 
   explicit VectorRowProducts(const Sides<BFloat16>& sides)
-      : weights_(sides), bytes_(sides.problem.partition->entries() * static_cast<int64_t>(sizeof(BFloat16))) {
+      : weights_(sides, true),
+        bytes_(sides.problem.partition->entries() * static_cast<int64_t>(sizeof(BFloat16))) {
     for (int64_t g = 0; g < sides.groups; ++g) tiles_ += divide_up(sides.dests.count(g), int64_t{most_rows});
   }
 

@@ -11,6 +11,7 @@
 
 #include <type_traits>
 
+#include "cpu/staging/packed_memory.h"
 #include "cpu/staging/pixels.h"
 #include "cpu/staging/sides.h"
 #include "cpu/staging/workspace.h"
@@ -165,6 +166,7 @@ class SlotBlocks {
       }
       *offset++ = reads;
     });
+    packed_.open(sides_, &packer<SlotBlocks>, depths_ * sides_.taps * lanes, slots_);
   }
 
   // What is to lie side by side in a pixel, block after block; no_channel where nothing is.
@@ -187,7 +189,7 @@ class SlotBlocks {
   }
 
   void plan(Workspace& shared) const {
-    shared.plan<T>(depths_ * sides_.taps * lanes);
+    packed_.plan(shared);
     shared.plan<T>(sums());
     shared.plan<int32_t>(sums());
     shared.plan<int64_t>(long_runs_ + short_runs_);
@@ -195,7 +197,7 @@ class SlotBlocks {
   }
 
   void prepare(Workspace& shared, const PixelSource<Stored>& source, bool dest_direct, int32_t* places) {
-    T* weights = shared.take<T>(depths_ * sides_.taps * lanes);
+    T* weights = packed_.take(shared);
     T* bias = shared.take<T>(sums());
     int32_t* arrange = shared.take<int32_t>(sums());
     offsets_ = shared.take<int64_t>(long_runs_ + short_runs_);
@@ -207,7 +209,8 @@ class SlotBlocks {
       offsets_[together ? longs++ : shorts++] = source.tap_offset(sweep.taps[t]);
       t += together ? taps_together : 1;
     }
-    fill_zero(weights, depths_ * sides_.taps * lanes);
+    const bool packs = !packed_.filled();
+    if (packs) fill_zero(weights, depths_ * sides_.taps * lanes);
     fill_zero(bias, sums());
     fill_zero(arrange, sums());
 
@@ -222,7 +225,7 @@ class SlotBlocks {
         arrange[channels++] = static_cast<int32_t>(lane);
       });
       for (int64_t s = 0; s < count; ++s) {
-        for (int64_t r = 0; r < parts[s].count; ++r) {
+        for (int64_t r = 0; r < parts[s].count && packs; ++r) {
           pack(parts[s].group, parts[s].first + r, s + r * slots_, depth, weights);
         }
       }
@@ -234,6 +237,7 @@ class SlotBlocks {
       read += depth * slots_;
       sum += lanes;
     });
+    packed_.keep();
   }
 
   void run(int64_t index, const PixelRun<T>& run) const {
@@ -363,6 +367,7 @@ class SlotBlocks {
   int64_t count_ = 0, depths_ = 0, reads_ = 0, long_runs_ = 0, short_runs_ = 0;
   SharedScratch memory_;  // of reads_list_
   ChannelLists reads_list_{};
+  PackedMemory<T> packed_;
   int64_t* offsets_ = nullptr;
   Block* blocks_ = nullptr;
 };

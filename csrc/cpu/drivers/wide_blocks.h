@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/products/multiply_pixels.h"
+#include "cpu/staging/packed_memory.h"
 #include "cpu/staging/pixels.h"
 #include "cpu/staging/sides.h"
 #include "cpu/staging/weights.h"
@@ -17,7 +18,7 @@ class WideBlocks {
   static constexpr int64_t lanes = Vec<T>::lanes;
 
   struct Block {
-    const X* weight;  // packed, or null
+    X* weight;  // packed, or null
     const T* bias;
     const int64_t* offsets;
     int64_t depth, channels, width;
@@ -39,13 +40,15 @@ class WideBlocks {
       : sides_(sides),
         reads_(count_reads<X>(sides.sources, sides.groups)),
         runs_(runs_of_taps(*sides.problem.sweep, taps_together)) {
+    int64_t weights = 0;
     for (int64_t g = 0; g < sides_.groups; ++g) {
       for_each_lane_block<T>(sides_.dests.count(g), [&](int64_t, int64_t, int64_t width) {
         ++count_;
         sums_ += width;
-        weights_ += width * operands_for<X>(sides_.sources.count(g)) * sides_.taps;
+        weights += width * operands_for<X>(sides_.sources.count(g)) * sides_.taps;
       });
     }
+    packed_.open(sides_, &packer<WideBlocks>, weights, static_cast<int64_t>(runs_));
   }
 
   int64_t sums() const { return sums_; }
@@ -58,7 +61,7 @@ class WideBlocks {
 
   // Weights are packed beforehand, or by whoever runs a block.
   void plan(Workspace& shared, bool packed = true) const {
-    shared.plan<X>(packed ? weights_ : 0);
+    if (packed) packed_.plan(shared);
     shared.plan<T>(sums_);
     shared.plan<int64_t>(reads_ * sides_.taps);
     shared.plan<int64_t>(sides_.taps);
@@ -68,7 +71,7 @@ class WideBlocks {
   // Tells in `places` where each destination channel is found among the sums.
   void prepare(Workspace& shared, const PixelSource<Stored, X>& source, bool dest_direct, int32_t* places,
                bool packed = true) {
-    X* weights = shared.take<X>(packed ? weights_ : 0);
+    X* weights = packed ? packed_.take(shared) : packed_.kept();
     T* bias = shared.take<T>(sums_);
     int64_t* offsets = shared.take<int64_t>(reads_ * sides_.taps);
     int64_t* at_tap = shared.take<int64_t>(sides_.taps);
@@ -93,16 +96,19 @@ class WideBlocks {
       });
       offsets += depth;
     }
-    if (!packed) return;
+    for (int64_t b = 0; b < count_ && weights; weights += packed_size(b), ++b) blocks_[b].weight = weights;
+    if (!packed || packed_.filled()) return;
     const Weights<Stored, X> unpacked(sides_);
-    for (int64_t b = 0; b < count_; weights += packed_size(b), ++b) {
-      pack(unpacked, b, weights);
-      blocks_[b].weight = weights;
-    }
+    for (int64_t b = 0; b < count_; ++b) pack(unpacked, b, blocks_[b].weight);
+    packed_.keep();
   }
 
   int64_t packed_size(int64_t index) const { return blocks_[index].depth * blocks_[index].width; }
   void pack(int64_t index, X* weights) const { pack(Weights<Stored, X>(sides_), index, weights); }
+  // Where a block is kept that is not packed beforehand, or null. Of several that pack it one `fills` it.
+  X* kept(int64_t index, bool fills) const { return filled() || fills ? blocks_[index].weight : nullptr; }
+  bool filled() const { return packed_.filled(); }
+  void keep() { packed_.keep(); }
 
   template <class Out>
   void run(int64_t index, const PixelRun<X, Out>& run) const {
@@ -150,7 +156,8 @@ class WideBlocks {
   const Sides<Stored>& sides_;
   int64_t reads_;
   TapRuns runs_;
-  int64_t count_ = 0, sums_ = 0, weights_ = 0;
+  int64_t count_ = 0, sums_ = 0;
+  PackedMemory<X> packed_;
   Block* blocks_ = nullptr;
 };
 

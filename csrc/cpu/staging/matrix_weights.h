@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/staging/group_sets.h"
+#include "cpu/staging/packed_memory.h"
 #include "cpu/staging/workspace.h"
 #include "cpu/vector/convert.h"
 #include "cpu/vector/transpose.h"
@@ -14,16 +15,20 @@ namespace {
 
 class MatrixWeights {
  public:
-  explicit MatrixWeights(const Sides<BFloat16>& sides) : sides_(sides), memory_(plan()) {
+  // Or `turned`, as right operands: pairs of sources are rows, and 16 destinations columns.
+  explicit MatrixWeights(const Sides<BFloat16>& sides, bool turned = false)
+      : sides_(sides), memory_(plan(turned)) {
     space_.open(memory_);
-    first_ = space_.take<BFloat16>(size_);
+    first_ = packed_.take(space_);
     starts_ = space_.take<int64_t>(sides_.groups);
     int64_t start = 0;
     for_each_set(sides_, [&](const GroupSet& set) {
       starts_[set.first] = start;
-      pack(set, first_ + start);
+      if (!packed_.filled()) pack(set, first_ + start);
       start += size_of(set);
     });
+    if (turned && !packed_.filled()) turn();
+    packed_.keep();
   }
 
   // Registers of 16 destinations from `row` on, a multiple of 16: [tap][block of sources].
@@ -31,15 +36,6 @@ class MatrixWeights {
     return first_ + starts_[set.first] + row / block_rows * row_block(set);
   }
 
-  // All of them as right operands: pairs of sources are rows, and 16 destinations columns.
-  void turn() {
-    constexpr int64_t pairs = block_depth / 2;
-    for (int64_t i = 0; i < size_; i += register_numbers) {
-      Pair<BFloat16> rows[block_rows * pairs];
-      std::memcpy(rows, first_ + i, sizeof rows);
-      transpose_in(rows, pairs, block_rows, pairs, reinterpret_cast<Pair<BFloat16>*>(first_ + i), block_cols);
-    }
-  }
   // From one to the same of the next 16 destinations.
   int64_t row_block(const GroupSet& set) const {
     return sides_.taps * divide_up(set.of(sides_.sources).count, block_depth) * register_numbers;
@@ -49,11 +45,21 @@ class MatrixWeights {
   int64_t size_of(const GroupSet& set) const {
     return divide_up(set.of(sides_.dests).count, block_rows) * row_block(set);
   }
-  size_t plan() {
+  size_t plan(bool turned) {
     for_each_set(sides_, [&](const GroupSet& set) { size_ += size_of(set); });
-    space_.plan<BFloat16>(size_);
+    packed_.open(sides_, &packer<MatrixWeights>, size_, turned);
+    packed_.plan(space_);
     space_.plan<int64_t>(sides_.groups);
     return space_.bytes();
+  }
+
+  void turn() {
+    constexpr int64_t pairs = block_depth / 2;
+    for (int64_t i = 0; i < size_; i += register_numbers) {
+      Pair<BFloat16> rows[block_rows * pairs];
+      std::memcpy(rows, first_ + i, sizeof rows);
+      transpose_in(rows, pairs, block_rows, pairs, reinterpret_cast<Pair<BFloat16>*>(first_ + i), block_cols);
+    }
   }
 
   void pack(const GroupSet& set, BFloat16* to) const {
@@ -119,6 +125,7 @@ class MatrixWeights {
 
   const Sides<BFloat16>& sides_;
   int64_t size_ = 0;
+  PackedMemory<BFloat16> packed_;
   Workspace space_;
   SharedScratch memory_;
   BFloat16* first_;

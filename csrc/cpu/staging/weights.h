@@ -5,6 +5,7 @@
 // The weight of destination r, operand i and tap t of a group is of(group)[r · dest_step + i · source_step + t].
 #pragma once
 
+#include "cpu/staging/packed_memory.h"
 #include "cpu/staging/sides.h"
 #include "cpu/staging/stage.h"
 #include "cpu/staging/workspace.h"
@@ -16,7 +17,7 @@ namespace {
 template <class Stored, class Operand = compute_t<Stored>>
 class Weights {
  public:
-  explicit Weights(const Sides<Stored>& sides) : sides_(sides) {}
+  explicit Weights(const Sides<Stored>& sides, bool = false) : sides_(sides) {}
 
   const Operand* of(int64_t group) const { return sides_.weight(group); }
   int64_t dest_step(int64_t group) const { return sides_.dest_step(group); }
@@ -31,18 +32,20 @@ class Weights<Stored, Pair<Stored>> {
   using Operand = Pair<Stored>;
 
  public:
-  explicit Weights(const Sides<Stored>& sides) : sides_(sides), as_stored_(lie_in_pairs()), memory_(plan()) {
+  // `may_keep`: they are what the caller multiplies by, not packed once more.
+  explicit Weights(const Sides<Stored>& sides, bool may_keep = false)
+      : sides_(sides), as_stored_(lie_in_pairs()), memory_(plan(may_keep)) {
     if (as_stored_) return;
     space_.open(memory_);
-    first_ = space_.take<Operand>(size_);
+    first_ = packed_.take(space_);
     starts_ = space_.take<int64_t>(sides_.groups);
     Operand* to = first_;
     for (int64_t g = 0; g < sides_.groups; ++g) {
       starts_[g] = to - first_;
-      const int64_t first = sides_.first_weight(g);
-      to = sides_.problem.weight ? interleave(g, sides_.problem.weight + first, to)
-                                 : interleave(g, sides_.problem.stored_weight + first, to);
+      if (!packed_.filled()) interleave(g, to);
+      to += size_of(g);
     }
+    packed_.keep();
   }
 
   const Operand* of(int64_t group) const {
@@ -64,21 +67,30 @@ class Weights<Stored, Pair<Stored>> {
     return all;
   }
 
-  size_t plan() {
+  size_t plan(bool may_keep) {
     if (as_stored_) return 0;
-    for (int64_t g = 0; g < sides_.groups; ++g) {
-      size_ +=
-          operands_for<Operand>(sides_.sources.count(g)) * sides_.dests.count(g) * sides_.problem.window_area;
-    }
-    space_.plan<Operand>(size_);
+    int64_t size = 0;
+    for (int64_t g = 0; g < sides_.groups; ++g) size += size_of(g);
+    packed_.open(sides_, may_keep ? &packer<Weights> : nullptr, size);
+    packed_.plan(space_);
     space_.plan<int64_t>(sides_.groups);
     return space_.bytes();
   }
 
-  // Returns the end of the group. In an input gradient all weights of a source channel lie in one run; in a
+  int64_t size_of(int64_t group) const {
+    return operands_for<Operand>(sides_.sources.count(group)) * sides_.dests.count(group) *
+           sides_.problem.window_area;
+  }
+
+  void interleave(int64_t group, Operand* to) const {
+    const int64_t first = sides_.first_weight(group);
+    sides_.problem.weight ? interleave(group, sides_.problem.weight + first, to)
+                          : interleave(group, sides_.problem.stored_weight + first, to);
+  }
+  // In an input gradient all weights of a source channel lie in one run; in a
   // forward pass each destination has a run of its own.
   template <class Number>
-  Operand* interleave(int64_t group, const Number* from, Operand* to) const {
+  void interleave(int64_t group, const Number* from, Operand* to) const {
     const int64_t run = sides_.source_step(group), sources = sides_.sources.count(group);
     const int64_t blocks = sides_.problem.transposed ? 1 : sides_.dests.count(group);
     if constexpr (__is_same(Number, Stored)) {
@@ -99,10 +111,9 @@ class Weights<Stored, Pair<Stored>> {
         from += i + 1 < sources ? 2 * run : run;
       }
     }
-    return to;
   }
   // Two windows of `run` numbers, which follow each other, fit a vector.
-  static Operand* interleave_windows(const Stored* from, int64_t run, int64_t pairs, Operand* to) {
+  static void interleave_windows(const Stored* from, int64_t run, int64_t pairs, Operand* to) {
     using V_ = Vec<Stored>;
     uint16_t number[V_::lanes] = {};
     for (int64_t i = 0; i < 2 * run; ++i) number[i] = static_cast<uint16_t>(i % 2 * run + i / 2);
@@ -112,7 +123,6 @@ class Weights<Stored, Pair<Stored>> {
       merge_permuted(V_::nothing(), both, index, V_::load(from, both))
           .store(reinterpret_cast<Stored*>(to), both);
     }
-    return to;
   }
   static void copy(const Stored* from, int64_t count, Stored* to) {
     std::memcpy(to, from, static_cast<size_t>(count) * sizeof(Stored));
@@ -126,7 +136,7 @@ class Weights<Stored, Pair<Stored>> {
 
   const Sides<Stored>& sides_;
   bool as_stored_;
-  int64_t size_ = 0;
+  PackedMemory<Operand> packed_;
   Workspace space_;
   SharedScratch memory_;
   Operand* first_ = nullptr;

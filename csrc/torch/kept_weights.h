@@ -1,0 +1,28 @@
+// Which tensor a kept weight was packed from, and whether it has been written to since.
+#pragma once
+
+#include <memory>
+
+#include "cpu/packed_weight.h"
+#include "torch/arguments.h"
+
+namespace groupconv::ops {
+
+// Of a call's weight; null where nothing is to be kept.
+class TensorKeeper final : public cpu::WeightKeeper {
+ public:
+  explicit TensorKeeper(const Tensor& weight) : tensor_(weight) {}
+  cpu::KeptWeight* weight() override;
+  // Null where the user allows no memory.
+  cpu::WeightKeeper* if_allowed();
+
+ private:
+  const Tensor& tensor_;
+  std::shared_ptr<cpu::KeptWeight> kept_;
+  bool asked_ = false;
+};
+
+// The gradient of some weight is being made, so it is about to change; torch's fused optimizers do not count that.
+void drop_kept_before_change();
+
+}  // namespace groupconv::ops

@@ -19,7 +19,8 @@ std::mutex mutex;
 size_t kernels = 0, tensors = 0, tensors_before = 0, peak = 0;
 
 std::unordered_map<void*, Piece>& pieces() {
-  static auto* map = new std::unordered_map<void*, Piece>;  // never destroyed: memory is freed after main as well
+  static auto* map =
+      new std::unordered_map<void*, Piece>;  // never destroyed: memory is freed after main as well
   return *map;
 }
 
@@ -44,9 +45,7 @@ void* seen(void* memory, size_t bytes, bool is_tensor) {
 
 extern "C" {
 
-void* aligned_alloc(size_t alignment, size_t bytes) {
-  return seen(memalign(alignment, bytes), bytes, false);
-}
+void* aligned_alloc(size_t alignment, size_t bytes) { return seen(memalign(alignment, bytes), bytes, false); }
 
 int posix_memalign(void** memory, size_t alignment, size_t bytes) {
   *memory = seen(memalign(alignment, bytes), bytes, true);

@@ -8,9 +8,11 @@ kept before it is called.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import _ops
 
@@ -37,15 +39,17 @@ def keep_weights(megabytes: float) -> None:
     For the forward pass of layers whose weights rest: results are the same bits, and calls on small
     maps take a little less time. What is kept serves the same part of the same storage as long as
     torch counts no change of it. Seen are ``copy_``, ``load_state_dict``, assignments of ``.data``
-    and every operation in place; and since torch's fused optimizers count nothing, a gradient of
-    any weight, computed natively on the CPU, drops all. **Not seen** is what else torch does not
-    count: writes through ``weight.data``, or through an alias with a count of its own such as a
-    NumPy array. After those, call this function with 0, then as before.
+    and every operation in place; and since torch's fused optimizers count nothing, a step of any
+    ``torch.optim.Optimizer`` drops all. **Not seen** is what else torch does not count: writes
+    through ``weight.data``, NumPy, or another process; and whoever hands ``weight.data`` to a
+    convolution hands over a count that begins anew. After those, call this function with 0, then
+    as before.
 
     What is kept holds the weight's own storage as well, until the weight has changed when it is
-    used next, others need the room and it was not used for longest, or all is dropped. Weights made
-    anew for every call, as under autocast, gain nothing. Those made in inference mode, which torch
-    does not count at all, are not kept.
+    used next, others need the room and it was not used for longest, or all is dropped. Small parts
+    of a large storage are not kept; nor are weights made in inference mode, which torch does not
+    count at all. Weights made anew for every call, as under autocast, and networks that do not fit
+    lose a little.
 
     Args:
         megabytes: For all threads of the process together, in units of 2²⁰ bytes.
@@ -58,6 +62,7 @@ def keep_weights(megabytes: float) -> None:
     if not (math.isfinite(megabytes) and 0 <= megabytes < 2**40):
         raise ValueError(f"megabytes is {megabytes}; expected 0 to 2⁴⁰")
     _require_library()
+    _drop_after_optimizers()
     torch.ops.groupconv.keep_weights.default(int(megabytes * 2**20))
 
 
@@ -69,6 +74,12 @@ def kept_weights() -> KeptWeights:
     """
     _require_library()
     return KeptWeights(*torch.ops.groupconv.kept_weights.default())
+
+
+@cache
+def _drop_after_optimizers() -> None:
+    """From now on; the fused ones do not count their steps as changes."""
+    register_optimizer_step_post_hook(lambda *_: torch.ops.groupconv.drop_kept_weights.default())
 
 
 def _require_library() -> None:

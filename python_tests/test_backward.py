@@ -172,6 +172,22 @@ def test_pixels_in_parts(isa: str, dtype: torch.dtype, partition: Partition) -> 
         assert_as_expected(large(partition, dtype, "channels_last"))
 
 
+def test_a_last_part_of_one_pixel() -> None:
+    partition = Partition.random(64, 96, 4, seed=1)  # 1365 pixels at once, and 181² = 24 · 1365 + 1
+    assert_as_expected(
+        problem(partition, Geometry((181, 181)), "relu", LAYOUTS["channels_last"], batch=1)
+    )
+
+
+@each_format
+def test_a_window_that_meets_no_image(layout: Layout) -> None:
+    """Only the padding, which one pixel of every three reads."""
+    geometry = Geometry((1, 8), (1, 1), stride=(3, 1), padding=(1, 1, 0, 0))
+    given = problem(Partition.contiguous(64, 64, 1), geometry, "none", layout, batch=1)
+    for made in given.run()[:2]:
+        assert not made.any()
+
+
 def test_some_channels_of_pixels_in_parts() -> None:
     given = large(Partition.random(40, 56, 4, seed=1), torch.float32, "channels_last")
 

@@ -466,7 +466,7 @@ def test_training() -> None:
 def test_fused_optimizers(
     layout: str, kernel: int, optimizer: Callable[..., torch.optim.Optimizer]
 ) -> None:
-    """Torch does not count their steps, so nothing is kept across the gradient before one."""
+    """Torch does not count their steps, so nothing is kept across one."""
     partition = Partition.random(256, 256, 2, seed=0)
     x = torch.randn(1, 256, 9, 8, requires_grad=True)
     weight = nn.Parameter(torch.randn(partition.entries, kernel, kernel))
@@ -483,8 +483,23 @@ def test_fused_optimizers(
                 assert torch.equal(call(in_lanes, weight), call(in_lanes, weight.clone()))
         steps.zero_grad()
         call(LAYOUTS[layout](x), weight).square().mean().backward()
-        assert gc.kept_weights().bytes == 0
+        with torch.no_grad():
+            call(in_lanes, weight)
+        assert gc.kept_weights().bytes > 0
         steps.step()
+        assert gc.kept_weights().bytes == 0
+    with torch.no_grad():
+        assert torch.equal(call(in_lanes, weight), call(in_lanes, weight.clone()))
+
+
+def test_a_small_part_of_a_storage() -> None:
+    """It would hold all of it."""
+    x, weight = operands()
+    many = weight.repeat(3, 1, 1)
+    gc.keep_weights(16)
+    for _ in range(2):
+        convolve(x, many[: PARTITION.entries])
+    assert gc.kept_weights().bytes == 0
 
 
 def test_with_a_prologue() -> None:

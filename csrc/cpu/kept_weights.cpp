@@ -47,7 +47,7 @@ class Packing {
 
   template <class T>
   static bool same(const std::vector<T>& a, const std::vector<T>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
   }
 
   const void* packer_;
@@ -61,10 +61,6 @@ class Packing {
   SharedScratch memory_;
 };
 
-KeptWeight::KeptWeight(const void* begin, std::shared_ptr<const void> owner, int64_t version)
-    : begin_(begin), owner_(std::move(owner)), version_(version) {}
-KeptWeight::~KeptWeight() = default;
-
 // All of them, by where they begin. Of a KeptWeight this is the only one to see or change what is packed.
 class KeptWeights {
  public:
@@ -76,6 +72,7 @@ class KeptWeights {
     return kept;
   }
 
+  uint64_t generation() const { return generation_; }
   bool any() const { return most_bytes_.load(std::memory_order_relaxed) > 0; }
 
   // Whatever is dropped is returned, to be destroyed when others may enter: that can take the interpreter's lock.
@@ -84,6 +81,7 @@ class KeptWeights {
     most_bytes_ = most_bytes;
     hits_ = misses_ = 0;
     Weights dropped;
+    if (most_bytes == 0) ++generation_;
     make_room(0, nullptr, dropped);
     return dropped;
   }
@@ -91,6 +89,7 @@ class KeptWeights {
   [[nodiscard]] Weights drop_all() {
     const std::lock_guard lock(mutex_);
     Weights dropped;
+    ++generation_;
     while (!by_begin_.empty()) take_out(by_begin_.begin()->second, dropped);
     return dropped;
   }
@@ -134,7 +133,8 @@ class KeptWeights {
     const auto at = by_begin_.find(weight.begin_);
     const bool is_other = at != by_begin_.end() && at->second.get() != &weight;
     const auto is_same = [&](const auto& other) { return other->is_by(recipe); };
-    if (weight.dropped_ || is_other || std::ranges::any_of(weight.packings_, is_same)) return dropped;
+    if (weight.generation_ != generation_ || is_other || std::ranges::any_of(weight.packings_, is_same))
+      return dropped;
     const int64_t bytes = packing->bytes();
     if (!may_take(weight.bytes_ + bytes) || !make_room(bytes, &weight, dropped)) return dropped;
     weight.packings_.push_back(std::move(packing));
@@ -164,7 +164,7 @@ class KeptWeights {
   }
 
   void take_out(std::shared_ptr<KeptWeight> weight, Weights& dropped) {
-    weight->dropped_ = true;
+    weight->generation_ = 0;
     bytes_ -= weight->bytes_;
     by_begin_.erase(weight->begin_);
     dropped.push_back(std::move(weight));
@@ -173,9 +173,17 @@ class KeptWeights {
   std::mutex mutex_;
   std::unordered_map<const void*, std::shared_ptr<KeptWeight>> by_begin_;
   std::atomic<int64_t> most_bytes_{0};
+  std::atomic<uint64_t> generation_{1};  // what a call packed before all was dropped comes too late
   int64_t bytes_ = 0, hits_ = 0, misses_ = 0;
   uint64_t uses_ = 0;
 };
+
+KeptWeight::KeptWeight(const void* begin, std::shared_ptr<const void> owner, int64_t version)
+    : begin_(begin),
+      owner_(std::move(owner)),
+      version_(version),
+      generation_(KeptWeights::all().generation()) {}
+KeptWeight::~KeptWeight() = default;
 
 bool keeps_weights() { return KeptWeights::all().any(); }
 void keep_weights(int64_t most_bytes) { (void)KeptWeights::all().allow(most_bytes); }

@@ -15,7 +15,7 @@ namespace groupconv::cpu {
 
 class KeptWeight : public std::enable_shared_from_this<KeptWeight> {
  public:
-  // `owner`: of the memory that begins here.
+  // `owner`: of the memory that begins here, which has not been read yet.
   KeptWeight(const void* begin, std::shared_ptr<const void> owner, int64_t version);
   ~KeptWeight();
 
@@ -32,7 +32,7 @@ class KeptWeight : public std::enable_shared_from_this<KeptWeight> {
   std::vector<std::unique_ptr<Packing>> packings_;
   int64_t bytes_ = 0;
   uint64_t last_use_ = 0;
-  bool dropped_ = false;
+  uint64_t generation_;
 };
 
 struct KeptCounts {

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "torch/cpu_ops.h"
-#include "torch/kept_weights.h"
 
 namespace groupconv::ops {
 namespace {
@@ -30,7 +29,7 @@ std::array<int64_t, 4> sizes_of(const Tensor& tensor) {
 
 // `slices` sums for each channel become one gradient.
 template <class Stored>
-void add_slices(const std::vector<double>& sums, int64_t slices, Tensor& total) {
+void add_bias_slices(const std::vector<double>& sums, int64_t slices, Tensor& total) {
   Stored* to = static_cast<Stored*>(total.data_ptr());
   for (int64_t c = 0; c < total.size(0); ++c) {
     double sum = 0;
@@ -40,7 +39,7 @@ void add_slices(const std::vector<double>& sums, int64_t slices, Tensor& total) 
 }
 
 // A fixed cut of pixels, whatever the number of threads.
-constexpr int64_t most_slices = 8;
+constexpr int64_t most_slices = 8, most_slices_of_parts = 32;
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -83,7 +82,7 @@ Tensor undo_epilogue(Tensor grad, const std::optional<Tensor>& output, Activatio
   if (want_bias) problem.bias_grad = sums.data();
   if (grad.numel() >= worth_a_thread) problem.threads = torch_threads();
   cpu::typed<Stored>(cpu::kernels()).epilogue_grad(problem);
-  if (want_bias) add_slices<Stored>(sums, problem.slices, bias_grad);
+  if (want_bias) add_bias_slices<Stored>(sums, problem.slices, bias_grad);
   return unclamped;
 }
 
@@ -155,7 +154,7 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   const int64_t part = channels_last ? pixels_of_part<Stored>(grad.size(1)) : pixels;
   const int64_t parts = (pixels - 1) / part + 1;
   if (channels_last) {
-    problem.slices = std::min<int64_t>(parts, most_slices);
+    problem.slices = std::min<int64_t>(parts, most_slices_of_parts);
   } else if (partition.groups < enough_groups) {
     problem.slices = slices_of_batch(pixels);
   }
@@ -181,10 +180,9 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   }
   problem.activation = activation;
   problem.threads = threads_for(partition, Window{}, pixels);
-  drop_kept_before_change();
   cpu::typed<Stored>(cpu::kernels()).pointwise_backward(problem);
 
-  if (want_bias) add_slices<Stored>(sums, problem.slices, bias_grad);
+  if (want_bias) add_bias_slices<Stored>(sums, problem.slices, bias_grad);
   return true;
 }
 

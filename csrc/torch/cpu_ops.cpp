@@ -191,7 +191,6 @@ Tensor conv2d_weight_grad_after(const PrologueTensors* prologue, const Tensor& g
 
   check_dtype(input);
   if (prologue) check_prologue(*prologue, input);
-  drop_kept_before_change();
 
   return for_dtype(input, [&](auto element) {
     using Stored = decltype(element);

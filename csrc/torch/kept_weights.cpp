@@ -39,8 +39,15 @@ Tensor alias_of(const Tensor& tensor) {
   return Tensor(handle);
 }
 
+// What is kept holds the whole storage, which may be many weights, or something else of which this is a part.
+bool is_most_of_storage(const Tensor& tensor) {
+  int64_t bytes = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  return bytes <= 2 * tensor.numel() * static_cast<int64_t>(tensor.element_size());
+}
+
 std::shared_ptr<cpu::KeptWeight> kept_of(const Tensor& tensor) {
-  if (!has_version(tensor)) return nullptr;
+  if (!has_version(tensor) || !is_most_of_storage(tensor)) return nullptr;
   const void* begin = tensor.const_data_ptr();
   const int64_t version = version_of(tensor);
   if (auto kept = cpu::find_kept(begin)) {
@@ -51,6 +58,8 @@ std::shared_ptr<cpu::KeptWeight> kept_of(const Tensor& tensor) {
   }
   return std::make_shared<cpu::KeptWeight>(begin, std::make_shared<const Tensor>(alias_of(tensor)), version);
 }
+
+void drop_kept_weights() { cpu::drop_kept(); }
 
 void keep_weights(int64_t most_bytes) {
   STD_TORCH_CHECK(most_bytes >= 0, "most_bytes must not be negative, got ", most_bytes);
@@ -66,10 +75,6 @@ std::tuple<int64_t, int64_t, int64_t> kept_weights() {
 
 cpu::WeightKeeper* TensorKeeper::if_allowed() { return cpu::keeps_weights() ? this : nullptr; }
 
-void drop_kept_before_change() {
-  if (cpu::keeps_weights()) cpu::drop_kept();
-}
-
 cpu::KeptWeight* TensorKeeper::weight() {
   if (!asked_) kept_ = kept_of(tensor_);
   asked_ = true;
@@ -80,5 +85,6 @@ cpu::KeptWeight* TensorKeeper::weight() {
 
 STABLE_TORCH_LIBRARY_IMPL(groupconv, CompositeExplicitAutograd, m) {
   m.impl("keep_weights", TORCH_BOX(&groupconv::ops::keep_weights));
+  m.impl("drop_kept_weights", TORCH_BOX(&groupconv::ops::drop_kept_weights));
   m.impl("kept_weights", TORCH_BOX(&groupconv::ops::kept_weights));
 }

@@ -8,7 +8,7 @@
 
 namespace groupconv::ops {
 
-// Of a call's weight; null where nothing is to be kept.
+// Of a call's weight.
 class TensorKeeper final : public cpu::WeightKeeper {
  public:
   explicit TensorKeeper(const Tensor& weight) : tensor_(weight) {}
@@ -21,8 +21,5 @@ class TensorKeeper final : public cpu::WeightKeeper {
   std::shared_ptr<cpu::KeptWeight> kept_;
   bool asked_ = false;
 };
-
-// The gradient of some weight is being made, so it is about to change; torch's fused optimizers do not count that.
-void drop_kept_before_change();
 
 }  // namespace groupconv::ops

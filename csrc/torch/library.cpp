@@ -112,7 +112,9 @@ STABLE_TORCH_LIBRARY(groupconv, m) {
   m.def("allow_tf32(bool allowed) -> ()");
   // In how much memory weights are kept as kernels pack them, for calls on the CPU to come; none, at first
   m.def("keep_weights(int most_bytes) -> ()");
-  // The bytes that are kept, and how often since then a kernel has found what it needs there, and has not
+  // After a change that the version of a weight does not show
+  m.def("drop_kept_weights() -> ()");
+  // The bytes that are kept, and how often since keep_weights a kernel has found what it needs there, and has not
   m.def("kept_weights() -> (int, int, int)");
   // GFLOP/s of independent multiply-adds on one thread: of float32, or of bfloat16 as it is multiplied here
   m.def("fma_peak(float seconds, bool bfloat16=False) -> float");

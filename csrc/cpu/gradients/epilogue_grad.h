@@ -87,11 +87,12 @@ class EpilogueGrad {
         sum += unclamp_row(clamp_, p_.grad.at(n, c, y, 0), output(n, c, y), dest(n, c, y), p_.grad.width);
       }
     }
-    if (p_.bias_grad) p_.bias_grad[c] = sum;
+    if (p_.bias_grad) p_.bias_grad[c] += sum;
   }
 
-  // Lanes over channels: the sums of a row of pixels are kept in a line, in L1.
+  // Lanes over channels: the sums of some pixels of a row are kept in a line, in L1.
   void run_pixels(int64_t slice) const {
+    constexpr int64_t pixels_of_line = 256;
     const int64_t channels = p_.grad.channels, rows = p_.grad.batch * p_.grad.height;
     Workspace space;
     space.plan<T>(channels);
@@ -100,8 +101,8 @@ class EpilogueGrad {
     double* sums = p_.bias_grad ? p_.bias_grad + slice * channels : nullptr;
     for (int64_t row = rows * slice / p_.slices; row < rows * (slice + 1) / p_.slices; ++row) {
       const int64_t n = row / p_.grad.height, y = row % p_.grad.height;
-      fill_zero(line, channels);
       for (int64_t x = 0; x < p_.grad.width; ++x) {
+        if (x % pixels_of_line == 0) fill_zero(line, channels);
         Stored* to = p_.unclamped.data ? p_.unclamped.at(n, 0, y, x) : nullptr;
         for_each_unclamped(clamp_, p_.grad.at(n, 0, y, x),
                            p_.output.data ? p_.output.at(n, 0, y, x) : nullptr, channels,
@@ -110,8 +111,9 @@ class EpilogueGrad {
                              const auto mask = Vec<T>::first(some);
                              (Vec<T>::load(line + c, mask) + value).store(line + c, mask);
                            });
+        const bool full = x % pixels_of_line == pixels_of_line - 1 || x == p_.grad.width - 1;
+        for (int64_t c = 0; c < channels && sums && full; ++c) sums[c] += line[c];
       }
-      for (int64_t c = 0; c < channels && sums; ++c) sums[c] += line[c];
     }
   }
 

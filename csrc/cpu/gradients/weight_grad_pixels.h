@@ -181,7 +181,7 @@ class PixelWeightGrad {
         if (index++ % parts != part) return;
         T* rows = block + first * lane_step;
         for (int64_t slice = first_slice; slice < end_slice; ++slice, of_block += sums_) {
-          if (!over_inputs_ && area == 1 && p_.whole) {
+          if (!over_inputs_ && area == 1 && taps_ == 1 && p_.whole) {
             transpose_in(of_block, width, count, channels, slice == 0 ? rows : turned, count);
             for (int64_t i = 0; slice > 0 && i < channels * count; ++i) rows[i] += turned[i];
             continue;

@@ -485,7 +485,7 @@ def test_fused_optimizers(
         call(LAYOUTS[layout](x), weight).square().mean().backward()
         with torch.no_grad():
             call(in_lanes, weight)
-        assert gc.kept_weights().bytes > 0
+        assert (gc.kept_weights().bytes > 0) == (kernel == 3)
         steps.step()
         assert gc.kept_weights().bytes == 0
     with torch.no_grad():

@@ -164,8 +164,6 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   weight_grad = torch::stable::new_zeros(input, {partition.entries(), 1, 1});
   std::vector<double> sums(static_cast<size_t>(want_bias ? problem.slices * grad.size(1) : 0));
   const Tensor packed = for_compute<Stored>(weight);
-  const Sweep whole_part = one_row(part), last_part = one_row(pixels - (parts - 1) * part);
-
   const auto as_rows = [&](auto image) { return channels_last ? as_one_row(image) : image.as_row(); };
   problem.grad = as_rows(problem.grad);
   problem.input = as_rows(problem.input);
@@ -174,13 +172,17 @@ bool in_one_pass(const Tensor& grad, const std::optional<Tensor>& output, const 
   problem.weight = static_cast<const Stored*>(packed.data_ptr());
   problem.weight_grad = static_cast<Stored*>(weight_grad.data_ptr());
   if (want_bias) problem.bias_grad = sums.data();
-  if (channels_last) {
-    problem.part = &whole_part;
-    problem.last_part = &last_part;
-  }
   problem.activation = activation;
   problem.threads = threads_for(partition, Window{}, pixels);
-  cpu::typed<Stored>(cpu::kernels()).pointwise_backward(problem);
+  const auto run = cpu::typed<Stored>(cpu::kernels()).pointwise_backward;
+  if (channels_last) {
+    const Sweep whole_part = one_row(part), last_part = one_row(pixels - (parts - 1) * part);
+    problem.part = &whole_part;
+    problem.last_part = &last_part;
+    run(problem);
+  } else {
+    run(problem);
+  }
 
   if (want_bias) add_bias_slices<Stored>(sums, problem.slices, bias_grad);
   return true;
